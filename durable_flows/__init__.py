@@ -1,0 +1,84 @@
+"""Durable functions inside a Django project. This is the front door.
+
+Everything is imported when it is first asked for, so that ``flows.py`` and settings can import it at
+any time.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+__all__ = [
+    # declare
+    "flow",
+    "CancelOn",
+    "Retries",
+    "Exponential",
+    "Fixed",
+    "Delays",
+    # in a handler
+    "Event",
+    "Run",
+    "Step",
+    "NonRetriableError",
+    "RetryAfterError",
+    "StepError",
+    # ask
+    "send",
+    "asend",
+    "cancel",
+    "retry",
+    # errors
+    "DurableFlowsError",
+    "InvalidInput",
+    "InvalidEvent",
+]
+
+if TYPE_CHECKING:
+    from durable_flows.engine.ingest import asend, cancel, retry, send
+    from durable_flows.engine.tools import Run, Step
+    from durable_flows.errors import (
+        DurableFlowsError,
+        InvalidEvent,
+        InvalidInput,
+        NonRetriableError,
+        RetryAfterError,
+        StepError,
+    )
+    from durable_flows.registry import flow
+    from durable_flows.rules.backoff import Delays, Exponential, Fixed, Retries
+    from durable_flows.rules.events import Event
+    from durable_flows.rules.options import CancelOn
+
+_HOMES = {
+    "durable_flows.registry": ("flow",),
+    "durable_flows.rules.options": ("CancelOn",),
+    "durable_flows.rules.backoff": ("Retries", "Exponential", "Fixed", "Delays"),
+    "durable_flows.rules.events": ("Event",),
+    "durable_flows.engine.tools": ("Run", "Step"),
+    "durable_flows.engine.ingest": ("send", "asend", "cancel", "retry"),
+    "durable_flows.errors": (
+        "NonRetriableError",
+        "RetryAfterError",
+        "StepError",
+        "DurableFlowsError",
+        "InvalidInput",
+        "InvalidEvent",
+    ),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,112 @@
+"""The settings, read live from the ``DURABLE_FLOWS`` dict of the project's settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from django.conf import settings as django_settings
+
+from durable_flows.errors import InvalidSetting
+from durable_flows.rules.payload import Limits
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Every setting with its default. Times are real seconds, whatever the clock's speed."""
+
+    #: Alias of the database that holds the app's tables.
+    DATABASE: str = "default"
+    #: Celery queue of flows that name none; empty: the project's ``task_default_queue``.
+    QUEUE: str = ""
+    #: How doorbells leave a process: from a small thread, in the caller ("inline"), or not at all.
+    RING: Literal["thread", "inline", "off"] = "thread"
+    #: Whether hot statements are prepared on the server (switch off behind an old PgBouncer).
+    PREPARE: bool = True
+    #: Seconds between two ticks.
+    TICK_SECONDS: float = 5.0
+    #: Seconds after which a silent worker's runs are taken over.
+    LEASE_SECONDS: float = 30.0
+    #: Seconds between two renewals of the leases that a process holds.
+    HEARTBEAT_SECONDS: float = 10.0
+    #: Seconds that one drain task goes on before it hands over to the next.
+    DRAIN_SECONDS: float = 30.0
+    #: Runs claimed at once.
+    CLAIM_BATCH: int = 10
+    #: Events routed at once.
+    ROUTE_BATCH: int = 500
+    #: Bytes of one event's data and user together.
+    MAX_EVENT_BYTES: int = 512 * KIB
+    #: Events in one call of send.
+    MAX_EVENTS: int = 5_000
+    #: Bytes of all events in one call of send.
+    MAX_SEND_BYTES: int = 4 * MIB
+    #: Bytes of one step's or run's result.
+    MAX_RESULT_BYTES: int = 4 * MIB
+    #: Bytes of all results of one run.
+    MAX_RUN_BYTES: int = 32 * MIB
+    #: Steps of one run.
+    MAX_STEPS: int = 1_000
+    #: Levels of nesting in a payload.
+    MAX_DEPTH: int = 64
+    #: Keys of all objects in a payload.
+    MAX_KEYS: int = 10_000
+    #: Characters of one key in a payload.
+    MAX_KEY_LENGTH: int = 256
+
+    def limits(self, max_bytes: int) -> Limits:
+        """What a payload of at most ``max_bytes`` must keep to."""
+        return Limits(
+            max_bytes=max_bytes,
+            max_depth=self.MAX_DEPTH,
+            max_keys=self.MAX_KEYS,
+            max_key_length=self.MAX_KEY_LENGTH,
+        )
+
+
+NAMES = frozenset(field.name for field in fields(Settings))
+DEFAULTS = Settings()
+_read: tuple[Any, Settings] = (None, DEFAULTS)
+
+
+def settings() -> Settings:
+    """The settings as they are now.
+
+    Raises:
+        InvalidSetting: a value has the wrong type or is out of its range.
+    """
+    global _read
+    raw = getattr(django_settings, "DURABLE_FLOWS", None)
+    if raw is not _read[0]:
+        _read = (raw, parse(raw or {}))
+    return _read[1]
+
+
+def parse(raw: dict[str, Any]) -> Settings:
+    """The settings that a ``DURABLE_FLOWS`` dict means; unknown names are left to the system check.
+
+    Raises:
+        InvalidSetting: names the setting, its value and what it takes.
+    """
+    for name in NAMES & raw.keys():
+        _check(name, raw[name])
+    return Settings(**{name: raw[name] for name in NAMES & raw.keys()})
+
+
+def _check(name: str, value: Any) -> None:
+    default = getattr(DEFAULTS, name)
+    if name == "RING" and value not in ("thread", "inline", "off"):
+        raise InvalidSetting(f'DURABLE_FLOWS["RING"] is "thread", "inline" or "off", not {value!r}')
+    if isinstance(default, bool | str):
+        wanted: tuple[type, ...] = (type(default),)
+    else:
+        wanted = (int, float) if isinstance(default, float) else (int,)
+    if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
+        raise InvalidSetting(
+            f'DURABLE_FLOWS["{name}"] takes {" or ".join(t.__name__ for t in wanted)}, not {value!r}'
+        )
+    if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
+        raise InvalidSetting(f'DURABLE_FLOWS["{name}"] must be positive, not {value!r}')

@@ -1,0 +1,219 @@
+"""Admits runs: the only creator of runs and of due rows, and what makes a failed run go on.
+
+Everything is keyed: a run's id is made of its flow and its event, so that admitting twice adds
+nothing; due rows and cancel waits are written for those runs only that were new.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from durable_flows.engine import failpoints, ring, signatures, sql, stored
+from durable_flows.engine.stored import Routed
+from durable_flows.errors import UnknownRun
+from durable_flows.models import Due, Run, Wait
+from durable_flows.registry import Flow, registry
+from durable_flows.rules import clock, keys, payload
+from durable_flows.rules.events import Event
+from durable_flows.rules.options import CancelOn
+from durable_flows.rules.states import DueState, RunState, WaitKind, check_move
+
+MICROSECOND = timedelta(microseconds=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """An event that starts a flow. ``flow`` is None if no flow of this id is known here."""
+
+    flow_id: str
+    flow: Flow | None
+    trigger: Routed
+
+    @property
+    def run_id(self) -> uuid.UUID:
+        """The id of the run, the same however often the event is routed."""
+        return keys.flow_run_id(self.flow_id, self.trigger.id)
+
+    @property
+    def queue(self) -> str:
+        """The queue on which it will execute."""
+        return (self.flow and self.flow.queue) or ring.default_queue()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelWait:
+    """What a run's cancel rule asks for."""
+
+    run_id: uuid.UUID
+    generation: int
+    number: int
+    rule: CancelOn
+    match: uuid.UUID
+    newer_than: tuple[datetime, int]
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The signature under which it waits."""
+        return _paths(self.rule)
+
+
+def start_runs(starts: Sequence[Start]) -> list[uuid.UUID]:
+    """Admit what is new of these. Returns the ids of the new runs."""
+    new = set(_insert_runs(starts))
+    admitted = [start for start in starts if start.run_id in new]
+    _insert_due([(start.run_id, start.queue, 0) for start in admitted])
+    _insert_cancel_waits([wait for start in admitted for wait in _first_cancel_waits(start)])
+    failpoints.reach("runs_admitted")
+    return [start.run_id for start in admitted]
+
+
+def cancel_signatures(starts: Sequence[Start]) -> set[tuple[str, tuple[str, ...]]]:
+    """Event names and paths that the cancel rules of these runs will compare."""
+    flows = {start.flow_id: start.flow for start in starts if start.flow is not None}
+    return {(rule.event, _paths(rule)) for flow in flows.values() for rule in flow.cancel_on}
+
+
+def go_on(run_id: uuid.UUID, command: Routed) -> None:
+    """Let a failed run go on from the step that failed.
+
+    The failing step's row is deleted, its attempts stay; the fencing token goes on from where it was;
+    cancel rules hold again, for what is newer than the command.
+
+    Raises:
+        UnknownRun: there is no such run.
+        IllegalTransition: the run has not failed.
+    """
+    rows = sql.execute(
+        "SELECT r.state, r.error, r.generation, r.lease, r.queue, r.flow, "
+        f"{stored.columns('e')} FROM durable_flows_run r "
+        "JOIN durable_flows_event e ON e.id = r.event_id WHERE r.id = %(run)s FOR UPDATE OF r",
+        {"run": run_id},
+    )
+    if not rows:
+        raise UnknownRun(f"there is no run {run_id}")
+    state, error, generation, lease, queue, flow_id, *event = rows[0]
+    check_move(state, RunState.QUEUED)
+    _forget_failed_step(run_id, error)
+    sql.execute(
+        "UPDATE durable_flows_run SET state = 'queued', generation = generation + 1, "
+        "ended_at = NULL, error = NULL, reason = '' WHERE id = %(run)s",
+        {"run": run_id},
+    )
+    _insert_due([(run_id, queue, lease)])
+    newer_than = (command.deliver_at, command.arrival)
+    waits = _cancel_waits(
+        run_id, registry.find(flow_id), stored.event(event), generation + 1, newer_than
+    )
+    signatures.write((wait.rule.event, wait.paths) for wait in waits)
+    _insert_cancel_waits(waits)
+
+
+def _insert_runs(starts: Sequence[Start]) -> list[uuid.UUID]:
+    now = clock.now()
+    rows = sql.insert(
+        Run,
+        {
+            "id": [start.run_id for start in starts],
+            "flow": [start.flow_id for start in starts],
+            "event_id": [start.trigger.id for start in starts],
+            "state": [RunState.QUEUED.value] * len(starts),
+            "queue": [start.queue for start in starts],
+            "mark": [start.trigger.routed for start in starts],
+            "generation": [0] * len(starts),
+            "lease": [0] * len(starts),
+            "reason": [""] * len(starts),
+            "created_at": [now] * len(starts),
+        },
+        suffix="ON CONFLICT DO NOTHING RETURNING id",
+    )
+    return [sql.uid(row[0]) for row in rows]
+
+
+def _insert_due(runs: Sequence[tuple[uuid.UUID, str, int]]) -> None:
+    """Due now, in this order: a microsecond apart, none of them in the future."""
+    now = clock.now()
+    moments = [now - MICROSECOND * (len(runs) - index) for index in range(len(runs))]
+    sql.insert(
+        Due,
+        {
+            "run_id": [run_id for run_id, _, _ in runs],
+            "queue": [queue for _, queue, _ in runs],
+            "wake_at": moments,
+            "due_since": moments,
+            "state": [DueState.QUEUED.value] * len(runs),
+            "lease": [lease for _, _, lease in runs],
+            "claims": [0] * len(runs),
+            "nudged": [False] * len(runs),
+        },
+    )
+
+
+def _first_cancel_waits(start: Start) -> list[CancelWait]:
+    trigger = start.trigger
+    newer_than = (trigger.deliver_at, trigger.arrival)
+    return _cancel_waits(start.run_id, start.flow, trigger.event, 0, newer_than)
+
+
+def _cancel_waits(
+    run_id: uuid.UUID,
+    flow: Flow | None,
+    event: Event,
+    generation: int,
+    newer_than: tuple[datetime, int],
+) -> list[CancelWait]:
+    found = []
+    for number, rule in enumerate(flow.cancel_on if flow else ()):
+        match = signatures.hash_of({**event.as_dict(), "name": rule.event}, _paths(rule))
+        if match is None:  # the run's own event lacks the value: missing equals nothing
+            continue
+        wait = CancelWait(
+            run_id=run_id,
+            generation=generation,
+            number=number,
+            rule=rule,
+            match=match,
+            newer_than=newer_than,
+        )
+        found.append(wait)
+    return found
+
+
+def _insert_cancel_waits(waits: Sequence[CancelWait]) -> None:
+    now = clock.now()
+    columns: dict[str, list[Any]] = {
+        "id": [keys.wait_id(w.run_id, f"cancel:{w.number}", w.generation) for w in waits],
+        "run_id": [w.run_id for w in waits],
+        "key": [str(w.number) for w in waits],
+        "kind": [WaitKind.CANCEL.value] * len(waits),
+        "event_name": [w.rule.event for w in waits],
+        "criteria": [", ".join(w.paths) for w in waits],
+        "match": [w.match for w in waits],
+        "received_since": [w.newer_than[0] for w in waits],
+        "eligible_from": [w.newer_than[1] for w in waits],
+        "expires_at": [now + _timeout(w.rule) for w in waits],
+        "created_at": [now] * len(waits),
+        "outcome": [""] * len(waits),
+    }
+    sql.insert(Wait, columns)
+
+
+def _forget_failed_step(run_id: uuid.UUID, error: str | None) -> None:
+    key = payload.loads(error or "{}").get("step", "")
+    sql.execute(
+        "DELETE FROM durable_flows_step WHERE run_id = %(run)s AND key = %(key)s "
+        "AND state = 'failed'",
+        {"run": run_id, "key": key},
+    )
+
+
+def _paths(rule: CancelOn) -> tuple[str, ...]:
+    return () if rule.match is None else (".".join(keys.parse_path(rule.match)),)
+
+
+def _timeout(rule: CancelOn) -> timedelta:
+    assert isinstance(rule.timeout, timedelta)  # made one by CancelOn
+    return rule.timeout

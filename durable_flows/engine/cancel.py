@@ -1,0 +1,43 @@
+"""Cancels runs: at once if they rest, at the next step boundary if they execute."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+
+from durable_flows.engine import finish, settle, sql
+from durable_flows.rules.states import DueState, RunState
+
+_EXECUTING = (DueState.RUNNING, DueState.CANCELLING)
+
+
+def ask(reasons: Mapping[uuid.UUID, str]) -> None:
+    """Cancel these runs, each for its reason; inside the router's transaction.
+
+    Lease and result in hand of an executing run stay: its slice records the result, starts no new
+    step, and ends the run cancelled. Runs that have ended stay as they are.
+    """
+    due = settle.lock_due(reasons)
+    executing = [run for run, (state, _) in due.items() if state in _EXECUTING]
+    resting = {run: lease for run, (state, lease) in due.items() if run not in set(executing)}
+    _mark_cancelling({run: reasons[run] for run in executing})
+    finish.end(
+        [
+            finish.Ending(run_id=run, lease=lease, state=RunState.CANCELLED, reason=reasons[run])
+            for run, lease in resting.items()
+        ]
+    )
+
+
+def _mark_cancelling(reasons: Mapping[uuid.UUID, str]) -> None:
+    if not reasons:
+        return
+    sql.execute(
+        f"UPDATE durable_flows_due SET state = 'cancelling' WHERE {sql.among('run_id', 'runs')}",
+        {"runs": list(reasons)},
+    )
+    for run, reason in reasons.items():
+        sql.execute(
+            "UPDATE durable_flows_run SET reason = %(reason)s WHERE id = %(run)s",
+            {"run": run, "reason": reason},
+        )

@@ -1,0 +1,286 @@
+"""Executes due runs: claim, replay the handler, suspend or finish."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+from durable_flows import conf
+from durable_flows.engine import clocksync, failpoints, finish, ingest, leases, ring, settle, sql
+from durable_flows.engine.claim import claim
+from durable_flows.engine.finish import Ending
+from durable_flows.engine.journal import Claim, History, Journal, histories
+from durable_flows.engine.tools import Run, Step
+from durable_flows.errors import (
+    CancelAsked,
+    InvalidPayload,
+    LeaseLost,
+    NonRetriableError,
+    Suspend,
+    SuspendSwallowed,
+)
+from durable_flows.registry import Flow, registry
+from durable_flows.rules import clock, outcomes, payload
+from durable_flows.rules.states import RunState
+
+logger = logging.getLogger(__name__)
+
+STALE = 0.1  # real seconds after which a claim that has not begun is looked at again
+FLUSH = 0.02  # real seconds that the end of a fast run may wait for its neighbours'
+
+#: Set when the worker is told to stop: no further run is claimed.
+stopping = threading.Event()
+
+
+@dataclass(frozen=True, slots=True)
+class Sleeping:
+    """The slice is over; the run goes on at ``until``, or when it is woken."""
+
+    until: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The run was taken over: nothing more is written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """No flow of this id is known here: somebody else must execute it."""
+
+
+Outcome = Ending | Sleeping | Lost | Unknown
+
+
+def drain(queue: str, *, seconds: float | None = None) -> int:
+    """Execute due runs of a queue until none is left or the time is spent.
+
+    Args:
+        queue: of which queue.
+        seconds: real seconds after which no further batch is claimed; default ``DRAIN_SECONDS``.
+
+    Returns:
+        The number of slices.
+    """
+    budget = conf.settings().DRAIN_SECONDS if seconds is None else seconds
+    until = time.monotonic() + budget
+    clocksync.synchronise()
+    count = 0
+    while not stopping.is_set():
+        if time.monotonic() >= until:
+            ring.drain(queue)  # another task goes on where this one stops
+            break
+        batch = claim(queue, conf.settings().CLAIM_BATCH)
+        if not batch:
+            break
+        if len(batch) == conf.settings().CLAIM_BATCH:
+            ring.drain(queue)  # a burst spreads over the workers
+        _execute_batch(batch)
+        count += len(batch)
+    return count
+
+
+def _execute_batch(batch: list[Claim]) -> None:
+    past = histories([claimed for claimed in batch if claimed.has_history])
+    claimed_at = time.monotonic()
+    endings: list[Ending] = []
+    flushed_at = claimed_at
+    left = deque(batch)
+    try:
+        while left:
+            claimed = left.popleft()
+            if time.monotonic() - claimed_at > STALE and not _still_ours(claimed):
+                leases.release(claimed.run_id)
+                continue
+            outcome = execute(claimed, past.get(claimed.run_id, History()))
+            if isinstance(outcome, Ending):
+                endings.append(outcome)
+            else:
+                _put_away(claimed, outcome)
+            if time.monotonic() - flushed_at > FLUSH:
+                _finish(endings)
+                flushed_at = time.monotonic()
+            sql.tend()
+    finally:
+        _finish(endings)
+        for claimed in left:
+            leases.release(claimed.run_id)
+
+
+def execute(claimed: Claim, history: History) -> Outcome:
+    """One slice of a run: replay its handler until it suspends or ends."""
+    flow = registry.find(claimed.flow_id)
+    if flow is None:
+        return Unknown()
+    if claimed.cancelling:
+        return _cancelled(claimed)
+    journal = Journal(
+        claimed,
+        history,
+        store=partial(
+            ingest.store,
+            sender=ingest.Sender(run_id=claimed.run_id, depth=claimed.depth + 1),
+        ),
+        look_back=settle.look_back,
+        last_look=settle.last_look,
+    )
+    try:
+        return _replay(flow, claimed, journal)
+    except LeaseLost:
+        return Lost()
+    except CancelAsked:
+        return _cancelled(claimed)
+
+
+def _replay(flow: Flow, claimed: Claim, journal: Journal) -> Outcome:
+    """Call the handler, and decide what its end means."""
+    step = Step(journal, flow.retries)
+    arguments = flow.arguments(
+        {"event": claimed.event, "events": [claimed.event], "step": step, "run": Run.of(claimed)}
+    )
+    try:
+        _hold_off(journal)
+        result = flow.handler(**arguments)
+        if isinstance(journal.stopped, Suspend):
+            raise SuspendSwallowed(_swallowed(flow))
+        journal.check()
+        return _completed(claimed, result)
+    except Suspend:
+        assert journal.wake_at is not None
+        return Sleeping(journal.wake_at)
+    except Exception as error:
+        if isinstance(journal.stopped, Suspend) and not isinstance(error, SuspendSwallowed):
+            error = SuspendSwallowed(_swallowed(flow))
+        elif journal.stopped is not None and not isinstance(journal.stopped, Suspend):
+            raise journal.stopped from error
+        return _failed(flow, claimed, journal, error)
+
+
+def _completed(claimed: Claim, result: Any) -> Ending:
+    limits = conf.settings()
+    try:
+        text = payload.dumps(result, limits=limits.limits(limits.MAX_RESULT_BYTES))
+    except InvalidPayload as error:
+        raise UnserialisableReturn(f"what the handler returned, {error}") from error
+    return Ending(run_id=claimed.run_id, lease=claimed.lease, state=RunState.COMPLETED, result=text)
+
+
+class UnserialisableReturn(NonRetriableError):
+    """The handler's return value cannot be stored as JSON."""
+
+
+def _failed(flow: Flow, claimed: Claim, journal: Journal, error: Exception) -> Outcome:
+    """The handler raised: another attempt at the code after the last step, or the end."""
+    key = _between(journal)
+    failures = len(journal.failures(key)) + 1
+    verdict = outcomes.after_failure(error, flow.retries, failures=failures, spread=random.random())
+    described = outcomes.describe(error)
+    if isinstance(verdict, outcomes.GiveUp):
+        return Ending(
+            run_id=claimed.run_id,
+            lease=claimed.lease,
+            state=RunState.FAILED,
+            error=described,
+            reason=f"{described['name']}: {described['message']}"[:1000],
+        )
+    next_at = clock.now() + verdict.delay
+    journal.record_failure(key, described, next_at)
+    return Sleeping(next_at)
+
+
+def _hold_off(journal: Journal) -> None:
+    """Code between steps that is to be tried again later is not tried now, whatever woke the run."""
+    next_at = journal.latest_retry_between()
+    if next_at is not None and next_at > clock.now():
+        journal.suspend(next_at)
+
+
+def _between(journal: Journal) -> str:
+    return f"after:{journal.last_key}"
+
+
+def _cancelled(claimed: Claim) -> Ending:
+    return Ending(run_id=claimed.run_id, lease=claimed.lease, state=RunState.CANCELLED)
+
+
+def _swallowed(flow: Flow) -> str:
+    return (
+        f"the handler of flow {flow.id!r} ({flow.place}) caught the signal that suspends it and went "
+        "on; it is a BaseException: write `except Exception:`, not `except:` or "
+        "`except BaseException:`, around steps"
+    )
+
+
+# -- putting a run away --------------------------------------------------------------------------
+
+
+def _put_away(claimed: Claim, outcome: Sleeping | Lost | Unknown) -> None:
+    if isinstance(outcome, Sleeping):
+        _suspend(claimed, outcome.until)
+    elif isinstance(outcome, Unknown):
+        _park(claimed)
+    leases.release(claimed.run_id)
+
+
+def _suspend(claimed: Claim, until: datetime) -> None:
+    """Let go of the run; at once due again if it was woken while it ran."""
+    failpoints.reach("before_suspend", claimed.flow_id)
+    rows = sql.execute(
+        "UPDATE durable_flows_due SET "
+        "state = CASE WHEN nudged THEN 'queued' ELSE 'waiting' END, "
+        "wake_at = CASE WHEN nudged THEN %(now)s::timestamptz ELSE %(until)s::timestamptz END, "
+        "due_since = CASE WHEN nudged THEN %(now)s::timestamptz ELSE %(until)s::timestamptz END, "
+        "nudged = false, claims = 0 "
+        "WHERE run_id = %(run)s AND lease = %(lease)s AND state = 'running' RETURNING wake_at",
+        {
+            "now": clock.now(),
+            "until": until,
+            "run": claimed.run_id,
+            "lease": claimed.lease,
+        },
+    )
+    if rows:
+        ring.drain_at(claimed.queue, sql.moment(rows[0][0]))
+    else:
+        # Taken over, or asked to stop meanwhile: this ends it only if the lease is still ours.
+        finish.end([_cancelled(claimed)])
+
+
+def _park(claimed: Claim) -> None:
+    logger.warning(
+        "run %s is parked: this worker knows no flow %r", claimed.run_id, claimed.flow_id
+    )
+    sql.execute(
+        "UPDATE durable_flows_due SET state = 'parked', wake_at = NULL, claims = 0 "
+        "WHERE run_id = %(run)s AND lease = %(lease)s AND state = 'running'",
+        {"run": claimed.run_id, "lease": claimed.lease},
+    )
+
+
+def _finish(endings: list[Ending]) -> None:
+    """Write the ends of fast runs together."""
+    for ending in endings:
+        failpoints.reach("before_end", str(ending.run_id))
+    finish.end(endings)
+    for ending in endings:
+        leases.release(ending.run_id)
+    endings.clear()
+
+
+def _still_ours(claimed: Claim) -> bool:
+    """Whether a claim that had to wait for the runs before it still stands, and is not cancelled."""
+    rows = sql.execute(
+        "SELECT state FROM durable_flows_due WHERE run_id = %(run)s AND lease = %(lease)s",
+        {"run": claimed.run_id, "lease": claimed.lease},
+    )
+    if rows and rows[0][0] == "cancelling":
+        finish.end([_cancelled(claimed)])
+        return False
+    return bool(rows)

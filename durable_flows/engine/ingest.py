@@ -1,0 +1,281 @@
+"""send() and the commands: validate, dedupe, INSERT, and nothing else.
+
+Everything here happens on the caller's connection and in the caller's transaction. The only row that
+another sender may have to wait for is the key of an event that carries the same id.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from asgiref.sync import sync_to_async
+from django.db import connections
+from uuid_utils.compat import uuid7
+
+from durable_flows import conf, models
+from durable_flows.engine import clocksync, ring, sql
+from durable_flows.errors import IllegalTransition, InvalidEvent, UnknownRun, WrongDatabase
+from durable_flows.registry import Flow, provide
+from durable_flows.rules import clock, events, keys
+from durable_flows.rules.events import Encoded, Event
+from durable_flows.rules.states import RunState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sender:
+    """The run that sends an event, and how deep it stands in a chain of runs and events."""
+
+    run_id: uuid.UUID
+    depth: int
+
+
+def send(
+    name: str | Event | Sequence[Event],
+    data: dict[str, Any] | None = None,
+    *,
+    user: dict[str, Any] | None = None,
+    id: str | None = None,
+    ts: datetime | int | None = None,
+    v: str | None = None,
+) -> list[str]:
+    """Send one event or a list of them, all or none; joins the caller's transaction.
+
+    Args:
+        name: the event's name, an `Event`, or a list of `Event`.
+        data: a JSON object.
+        user: a JSON object about the person concerned.
+        id: the sender's own id: a second event of this name and id is dropped.
+        ts: when it happened; in the future it delays the event until then.
+        v: version of the shape of ``data``.
+
+    Returns:
+        The public ids, in order. For a duplicate, that of the event that came first.
+
+    Raises:
+        InvalidEvent: one of them is not valid; nothing was stored.
+        WrongDatabase: the caller's transaction is on another database than the app's tables.
+    """
+    if isinstance(name, str):
+        batch = [Event(name, {} if data is None else data, user=user, id=id, ts=ts, v=v)]
+    else:
+        batch = [name] if isinstance(name, Event) else _checked_list(name)
+        if (data, user, id, ts, v) != (None,) * 5:
+            raise TypeError(
+                "send(Event(...)) takes no further fields: say data, user, id, ts and v in the Event"
+            )
+    return [str(public_id) for public_id in store(batch)]
+
+
+async def asend(*args: Any, **kwargs: Any) -> list[str]:
+    """`send` for async code: the same arguments, result and errors."""
+    return await sync_to_async(send)(*args, **kwargs)
+
+
+def store(batch: Sequence[Event], *, sender: Sender | None = None) -> list[uuid.UUID]:
+    """Validate all events, then insert all that are no duplicates. Returns the public ids."""
+    limits = conf.settings()
+    if len(batch) > limits.MAX_EVENTS:
+        raise InvalidEvent(
+            f"{len(batch):,} events in one call, more than the limit of {limits.MAX_EVENTS:,}; "
+            "send them in several calls"
+        )
+    encoded = events.encode_all(batch, limits=limits.limits(limits.MAX_EVENT_BYTES))
+    if (size := sum(event.size for event in encoded)) > limits.MAX_SEND_BYTES:
+        raise InvalidEvent(
+            f"the events of one call have {size:,} bytes together, more than the limit of "
+            f"{limits.MAX_SEND_BYTES:,}; send them in several calls"
+        )
+    return _insert(encoded, sender=sender)
+
+
+def start(
+    flow: Flow, data: dict[str, Any] | None = None, *, user: dict[str, Any] | None = None
+) -> str:
+    """The verb behind `Flow.start`."""
+    event_id = _command(events.START, flow.id, {} if data is None else data, user=user)
+    return str(keys.flow_run_id(flow.id, event_id))
+
+
+def cancel(run_id: str | uuid.UUID, *, reason: str = "") -> str:
+    """Ask for a run to be cancelled; joins the caller's transaction.
+
+    Code that is executing is not interrupted: its result is recorded, no new step starts, then the
+    run ends cancelled. A run that has ended by then stays as it is.
+
+    Args:
+        run_id: the run, also one that was started in this transaction.
+        reason: noted on the run.
+
+    Returns:
+        The run's id.
+
+    Raises:
+        UnknownRun: ``run_id`` is no run id.
+    """
+    run = _run_id(run_id)
+    _command(events.CANCEL, str(run), {"reason": reason} if reason else {})
+    return str(run)
+
+
+def retry(run_id: str | uuid.UUID) -> str:
+    """Ask for a failed run to go on from the step that failed; joins the caller's transaction.
+
+    Returns:
+        The run's id.
+
+    Raises:
+        UnknownRun: there is no such run.
+        IllegalTransition: the run has not failed.
+    """
+    run = _run_id(run_id)
+    row = models.Run.objects.using(conf.settings().DATABASE).filter(pk=run).only("state").first()
+    if row is None:
+        raise UnknownRun(f"there is no run {run}; was it purged, or its start rolled back?")
+    if row.state != RunState.FAILED:
+        raise IllegalTransition(row.state, RunState.QUEUED, "only a failed run can be retried")
+    _command(events.RETRY, str(run), {})
+    return str(run)
+
+
+provide(start=start)
+
+
+def _command(
+    name: str, target: str, data: dict[str, Any], user: dict[str, Any] | None = None
+) -> uuid.UUID:
+    limits = conf.settings().limits(conf.settings().MAX_EVENT_BYTES)
+    encoded = events.encode_command(name, data, user, limits=limits)
+    return _insert([encoded], target=target)[0]
+
+
+def _insert(
+    encoded: Sequence[Encoded], *, sender: Sender | None = None, target: str = ""
+) -> list[uuid.UUID]:
+    if not encoded:
+        return []
+    _check_database()
+    clocksync.synchronise()
+    now = clock.now()
+    ids = [uuid7() for _ in encoded]
+    if any(event.key for event in encoded):
+        with sql.atomic():  # a key without its event would drop the event for good
+            ids = _dedupe(encoded, ids, now)
+            _insert_rows(encoded, ids, now, sender, target)
+    else:
+        _insert_rows(encoded, ids, now, sender, target)
+    sql.on_commit(ring.route)
+    return ids
+
+
+def _dedupe(encoded: Sequence[Encoded], ids: list[uuid.UUID], now: datetime) -> list[uuid.UUID]:
+    """The ids under which the events are or will be known: the first sender's, for a duplicate."""
+    hashes = {
+        index: keys.event_key_hash(event.name, event.key)
+        for index, event in enumerate(encoded)
+        if event.key
+    }
+    first = {hash_: ids[index] for index, hash_ in reversed(hashes.items())}
+    ordered = sorted(first)
+    sql.insert(
+        models.EventKey,
+        {
+            "id": ordered,
+            "event_id": [first[hash_] for hash_ in ordered],
+            "created_at": [now] * len(ordered),
+        },
+    )
+    rows = sql.execute(
+        f"SELECT id, event_id FROM durable_flows_eventkey WHERE {sql.among('id', 'ids')}",
+        {"ids": ordered},
+    )
+    known = {sql.uid(hash_): sql.uid(event_id) for hash_, event_id in rows}
+    return [known[hashes[index]] if index in hashes else own for index, own in enumerate(ids)]
+
+
+def _insert_rows(
+    encoded: Sequence[Encoded],
+    ids: Sequence[uuid.UUID],
+    now: datetime,
+    sender: Sender | None,
+    target: str,
+) -> None:
+    rows = [(id_, event) for id_, event in _fresh(encoded, ids)]
+    columns: dict[str, list[Any]] = {
+        "id": [id_ for id_, _ in rows],
+        "name": [event.name for _, event in rows],
+        "data": [event.data for _, event in rows],
+        "user": [event.user for _, event in rows],
+        "key": [event.key for _, event in rows],
+        "ts": [event.ts or now for _, event in rows],
+        "received_at": [now] * len(rows),
+        "deliver_at": [max(event.ts or now, now) for _, event in rows],
+        "v": [event.v for _, event in rows],
+        "target": [target] * len(rows),
+        "sender": [sender and sender.run_id] * len(rows),
+        "depth": [sender.depth if sender else 0] * len(rows),
+        "error": [""] * len(rows),
+    }
+    computed = {"mark": sql.counter("routed")}
+    if sql.postgres():
+        computed["arrival"] = f"nextval('{sql.SEQUENCES['arrival']}')"
+    elif rows:
+        columns["arrival"] = sql.draw("arrival", len(rows))
+    sql.insert(models.Event, columns, computed=computed)
+
+
+def _fresh(encoded: Sequence[Encoded], ids: Sequence[uuid.UUID]) -> list[tuple[uuid.UUID, Encoded]]:
+    """The events to insert: not those whose id belongs to an event that came before."""
+    seen = _stored([id_ for id_, event in zip(ids, encoded, strict=True) if event.key])
+    fresh = []
+    for id_, event in zip(ids, encoded, strict=True):
+        if id_ not in seen:
+            fresh.append((id_, event))
+            seen.add(id_)
+    return fresh
+
+
+def _stored(ids: list[uuid.UUID]) -> set[uuid.UUID]:
+    if not ids:
+        return set()
+    rows = sql.execute(
+        f"SELECT id FROM durable_flows_event WHERE {sql.among('id', 'ids')}", {"ids": ids}
+    )
+    return {sql.uid(row[0]) for row in rows}
+
+
+def _checked_list(batch: Any) -> list[Event]:
+    if isinstance(batch, bytes | dict) or not isinstance(batch, Sequence):
+        raise InvalidEvent(
+            f"send() takes an event's name, an Event or a list of Event, not {type(batch).__name__}"
+        )
+    for index, event in enumerate(batch):
+        if not isinstance(event, Event):
+            raise InvalidEvent(
+                f"this must be an Event, not {type(event).__name__}", pointer=f"/{index}"
+            )
+    return list(batch)
+
+
+def _check_database() -> None:
+    """A send beside the caller's transaction would not be undone with it: say so."""
+    own = sql.connection()
+    if own.in_atomic_block:
+        return
+    for other in connections.all(initialized_only=True):
+        if other.alias != own.alias and other.in_atomic_block:
+            raise WrongDatabase(
+                f"the open transaction is on database {other.alias!r}, the tables of durable_flows "
+                f"are on {own.alias!r}: a rollback would not undo this; open "
+                f"transaction.atomic(using={own.alias!r}) around both"
+            )
+
+
+def _run_id(value: Any) -> uuid.UUID:
+    try:
+        return value if isinstance(value, uuid.UUID) else uuid.UUID(str(value))
+    except ValueError:
+        raise UnknownRun(f"{value!r} is no run id: a run's id is a UUID") from None

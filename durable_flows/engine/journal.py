@@ -1,0 +1,433 @@
+"""The journal of a run: the only writer of steps, attempts and step waits.
+
+Every write is conditional on the lease of the slice that makes it. One that changes nothing means that
+the run has been taken over: the slice stops (`LeaseLost`) and writes nothing more.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, NoReturn
+
+from django.db import InterfaceError, OperationalError
+
+from durable_flows import conf
+from durable_flows.engine import failpoints, signatures, sql, stored
+from durable_flows.errors import CancelAsked, LeaseLost, LimitExceeded, Suspend
+from durable_flows.rules import clock, payload
+from durable_flows.rules.events import Event
+from durable_flows.rules.states import DueState, StepKind, StepState, WaitOutcome
+
+#: What a slice writes is conditional on this, as the row ``mine``. FOR SHARE, so that whoever takes
+#: the run over waits for the write and then reads it, or comes first and makes it write nothing.
+_MINE = (
+    "WITH mine AS MATERIALIZED (SELECT run_id, lease, state FROM durable_flows_due "
+    "WHERE run_id = %(run)s AND lease = %(lease)s AND state IN ('running', 'cancelling') FOR SHARE) "
+)
+_RECORD = (
+    _MINE + "INSERT INTO durable_flows_step (run_id, key, seq, kind, state, output, error, until, "
+    "attempt, started_at, ended_at, lease, mark) "
+    "SELECT run_id, %(key)s, %(seq)s, %(kind)s, %(state)s, %(output)s, %(error)s, "
+    "%(until)s::timestamptz, %(attempt)s, %(started_at)s::timestamptz, %(ended_at)s::timestamptz, "
+    "lease, {mark} FROM mine WHERE true ON CONFLICT DO NOTHING "
+    "RETURNING mark, (SELECT state FROM mine)"
+)
+_RECORD_FAILURE = (
+    _MINE + "INSERT INTO durable_flows_attempt "
+    "(run_id, key, n, generation, error, failed_at, next_at) "
+    "SELECT run_id, %(key)s, (SELECT coalesce(max(n), 0) + 1 FROM durable_flows_attempt "
+    "WHERE run_id = %(run)s AND key = %(key)s), %(generation)s, %(error)s, "
+    "%(now)s::timestamptz, %(next_at)s::timestamptz FROM mine WHERE true RETURNING n"
+)
+_REGISTER = (
+    _MINE + "INSERT INTO durable_flows_wait (id, run_id, key, kind, event_name, criteria, match, "
+    "eligible_from, routed_since, received_since, expires_at, created_at, outcome) "
+    "SELECT %(id)s::uuid, run_id, %(key)s, 'step', %(name)s, %(criteria)s, %(match)s::uuid, %(from)s, "
+    "%(routed_since)s::timestamptz, %(received_since)s::timestamptz, %(expires)s::timestamptz, "
+    "%(now)s::timestamptz, '' FROM mine WHERE true ON CONFLICT DO NOTHING RETURNING id"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """A run that this process holds: what a slice needs to know of it."""
+
+    run_id: uuid.UUID
+    flow_id: str
+    queue: str
+    lease: int
+    generation: int
+    mark: int
+    cancelling: bool
+    created_at: datetime
+    event: Event
+    event_id: uuid.UUID
+    depth: int
+
+    @property
+    def has_history(self) -> bool:
+        """Whether an earlier slice may have left something to replay."""
+        return self.lease > 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """A step as it was recorded."""
+
+    key: str
+    kind: str
+    state: str
+    output: str | None
+    error: str | None
+    until: datetime | None
+    mark: int
+
+    @property
+    def value(self) -> Any:
+        """The result, parsed from exactly the text that every replay parses."""
+        return None if self.output is None else payload.loads(self.output)
+
+    @property
+    def failure(self) -> dict[str, Any]:
+        """The error as it was described."""
+        described: dict[str, Any] = payload.loads(self.error or "{}")
+        return described
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A failed attempt of this generation of the run."""
+
+    n: int
+    next_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """A registered wait: what it asks for, and what ended it."""
+
+    id: uuid.UUID
+    key: str
+    event_name: str
+    paths: tuple[str, ...]
+    criteria: str
+    match: uuid.UUID
+    eligible_from: int
+    routed_since: datetime | None
+    received_since: datetime | None
+    expires_at: datetime
+    outcome: str = ""
+    event: Event | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What earlier slices of a run have left."""
+
+    steps: dict[str, Recorded] = field(default_factory=dict)
+    failures: dict[str, list[Failure]] = field(default_factory=dict)
+    waits: dict[str, Waiting] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Characters of all results."""
+        return sum(len(step.output or "") for step in self.steps.values())
+
+
+class Journal:
+    """One slice's view of its run: what is recorded, and the means to record more.
+
+    Args:
+        claim: the run and the lease under which it is written.
+        history: what earlier slices recorded.
+        store: inserts events in the current transaction and returns their ids.
+        look_back: ends a wait by an event that is already there, if there is one.
+        last_look: the same, for a wait whose time is over; ends it by the timeout otherwise.
+    """
+
+    def __init__(
+        self,
+        claim: Claim,
+        history: History,
+        *,
+        store: Callable[[Sequence[Event]], list[uuid.UUID]],
+        look_back: Callable[[Claim, Waiting], Waiting],
+        last_look: Callable[[Claim, Waiting], Waiting],
+    ) -> None:
+        self.claim = claim
+        self.last_key = ""
+        self.wake_at: datetime | None = None
+        self.stopped: BaseException | None = None
+        self._steps = history.steps
+        self._failures = history.failures
+        self._waits = history.waits
+        self._size = history.size
+        self._depth = sql.depth()
+        self._store = store
+        self._look_back = look_back
+        self._last_look = last_look
+
+    # -- reading ---------------------------------------------------------------------------
+
+    def recorded(self, key: str) -> Recorded | None:
+        """The step of this key, if a slice has recorded it."""
+        step = self._steps.get(key)
+        if step is not None:
+            self.last_key = key
+        return step
+
+    def failures(self, key: str) -> Sequence[Failure]:
+        """The failed attempts at ``key`` in this generation of the run, oldest first."""
+        return self._failures.get(key, ())
+
+    def latest_retry_between(self) -> datetime | None:
+        """When the code between steps may be tried again, if that is what failed last."""
+        between = [f for key, found in self._failures.items() for f in found if _is_between(key)]
+        moments = [failure.next_at for failure in between if failure.next_at is not None]
+        return max(moments, default=None)
+
+    def in_transaction(self) -> bool:
+        """Whether the handler has opened a transaction in which a write would be no commit."""
+        return sql.depth() != self._depth
+
+    # -- writing ---------------------------------------------------------------------------
+
+    def record(
+        self,
+        key: str,
+        kind: StepKind,
+        *,
+        output: str | None = None,
+        error: dict[str, Any] | None = None,
+        until: datetime | None = None,
+        started_at: datetime | None = None,
+    ) -> Recorded:
+        """Record a step: one statement, one commit.
+
+        Raises:
+            LeaseLost: the run was taken over; nothing was written.
+            CancelAsked: it was written, and no new step may start.
+            LimitExceeded: the run has too many steps or too much state; nothing was written.
+        """
+        self._check_limits(key, output)
+        now = clock.now()
+        params: dict[str, Any] = {
+            "key": key,
+            "seq": len(self._steps) + 1,
+            "kind": kind,
+            "state": StepState.FAILED if error is not None else StepState.DONE,
+            "output": output,
+            "error": None if error is None else json.dumps(error),
+            "until": until,
+            "attempt": len(self.failures(key)) + 1,
+            "started_at": started_at or now,
+            "ended_at": now,
+        }
+        mark, state = self._write(_RECORD.format(mark=sql.counter("routed")), params)
+        step = Recorded(
+            key=key,
+            kind=kind,
+            state=params["state"],
+            output=output,
+            error=params["error"],
+            until=until,
+            mark=mark,
+        )
+        self._steps[key] = step
+        self._size += len(output or "")
+        self.last_key = key
+        failpoints.reach("step_recorded", key)
+        if state == DueState.CANCELLING:
+            raise self._stop(CancelAsked())
+        return step
+
+    def record_failure(self, key: str, error: dict[str, Any], next_at: datetime | None) -> None:
+        """Record a failed attempt. Raises `LeaseLost`."""
+        (n,) = self._write(
+            _RECORD_FAILURE,
+            {
+                "key": key,
+                "generation": self.claim.generation,
+                "error": json.dumps(error),
+                "now": clock.now(),
+                "next_at": next_at,
+            },
+        )
+        self._failures.setdefault(key, []).append(Failure(n=n, next_at=next_at))
+        failpoints.reach("attempt_recorded", key)
+
+    def send(self, key: str, batch: Sequence[Event]) -> Recorded:
+        """Store events and record the step that sent them, in one transaction: exactly once."""
+        started_at = clock.now()
+        with sql.atomic():
+            ids = self._store(batch)
+            output = json.dumps([str(id_) for id_ in ids])
+            try:
+                step = self.record(key, StepKind.SEND, output=output, started_at=started_at)
+            except CancelAsked:  # it was recorded: the transaction must commit
+                step = self._steps[key]
+        failpoints.reach("events_sent", key)
+        self.check()
+        return step
+
+    def await_event(self, key: str, request: Waiting) -> Recorded:
+        """The end of a wait: registered, looked back for, and recorded once it has ended.
+
+        Raises:
+            Suspend: nothing has ended it yet.
+        """
+        wait = self._waits.get(key) or self._register(request)
+        if not wait.outcome:  # also when an earlier slice died between its commit and this look
+            wait = self._look_back(self.claim, wait)
+        if not wait.outcome and wait.expires_at <= clock.now():
+            wait = self._last_look(self.claim, wait)
+        self._waits[key] = wait
+        if not wait.outcome:
+            self.suspend(max(wait.expires_at, clock.now() + clock.real(0.05)))
+        found = wait.event if wait.outcome == WaitOutcome.EVENT else None
+        output = json.dumps(found.as_dict()) if found else None
+        return self.record(key, StepKind.WAIT, output=output)
+
+    def _register(self, wait: Waiting) -> Waiting:
+        """Commit the wait, and before it the signature that makes routers look for it."""
+        signatures.write([(wait.event_name, wait.paths)])
+        self._write(
+            _REGISTER,
+            {
+                "id": wait.id,
+                "key": wait.key,
+                "name": wait.event_name,
+                "criteria": wait.criteria,
+                "match": wait.match,
+                "from": wait.eligible_from,
+                "routed_since": wait.routed_since,
+                "received_since": wait.received_since,
+                "expires": wait.expires_at,
+                "now": clock.now(),
+            },
+        )
+        failpoints.reach("wait_registered", wait.key)
+        return wait
+
+    def _write(self, statement: str, params: dict[str, Any]) -> sql.Row:
+        """One fenced statement. Without an effect, or without an answer, this slice has lost its run."""
+        fence = {"run": self.claim.run_id, "lease": self.claim.lease}
+        try:
+            rows = sql.execute(statement, {**params, **fence})
+        except (OperationalError, InterfaceError) as error:
+            raise self._stop(LeaseLost(f"no answer from the database: {error}")) from error
+        if not rows:
+            raise self._stop(LeaseLost(f"run {self.claim.run_id} has another lease now"))
+        return rows[0]
+
+    # -- the end of the slice --------------------------------------------------------------
+
+    def suspend(self, until: datetime) -> NoReturn:
+        """End the slice; the run goes on at ``until``, or when it is woken before."""
+        self.wake_at = until if self.wake_at is None else min(until, self.wake_at)
+        raise self._stop(Suspend())
+
+    def check(self) -> None:
+        """Once the slice has stopped, every tool stops again: `finally:` blocks do no harm."""
+        if self.stopped is not None:
+            raise self.stopped
+
+    def _stop(self, signal: BaseException) -> BaseException:
+        self.stopped = signal
+        return signal
+
+    def _check_limits(self, key: str, output: str | None) -> None:
+        limits = conf.settings()
+        if len(self._steps) >= limits.MAX_STEPS:
+            raise LimitExceeded(
+                f"step {key!r} would be number {len(self._steps) + 1} of this run; "
+                f'DURABLE_FLOWS["MAX_STEPS"] is {limits.MAX_STEPS}: move part of the work to a flow '
+                "of its own, or raise the limit"
+            )
+        if self._size + len(output or "") > limits.MAX_RUN_BYTES:
+            raise LimitExceeded(
+                f"with step {key!r} the results of this run exceed "
+                f'DURABLE_FLOWS["MAX_RUN_BYTES"], {limits.MAX_RUN_BYTES:,} bytes: store large '
+                "results elsewhere and return references to them"
+            )
+
+
+def _is_between(key: str) -> bool:
+    return key.startswith("after:")
+
+
+def histories(claims: Sequence[Claim]) -> dict[uuid.UUID, History]:
+    """What earlier slices of these runs have left, by three statements however many runs there are."""
+    found = {claim.run_id: History() for claim in claims}
+    if claims:
+        _read_steps(found)
+        _read_failures(found, {claim.run_id: claim.generation for claim in claims})
+        _read_waits(found)
+    return found
+
+
+def _read_steps(found: dict[uuid.UUID, History]) -> None:
+    for run_id, key, kind, state, output, error, until, mark in sql.execute(
+        "SELECT run_id, key, kind, state, output, error, until, mark FROM durable_flows_step "
+        f"WHERE {sql.among('run_id', 'runs')} ORDER BY run_id, seq",
+        {"runs": list(found)},
+    ):
+        found[sql.uid(run_id)].steps[key] = Recorded(
+            key=key,
+            kind=kind,
+            state=state,
+            output=output,
+            error=error,
+            until=until and sql.moment(until),
+            mark=mark,
+        )
+
+
+def _read_failures(found: dict[uuid.UUID, History], generations: dict[uuid.UUID, int]) -> None:
+    for run_id, key, n, generation, next_at in sql.execute(
+        "SELECT run_id, key, n, generation, next_at FROM durable_flows_attempt "
+        f"WHERE {sql.among('run_id', 'runs')} ORDER BY run_id, key, n",
+        {"runs": list(found)},
+    ):
+        run = sql.uid(run_id)
+        if generation == generations[run]:
+            failure = Failure(n=n, next_at=next_at and sql.moment(next_at))
+            found[run].failures.setdefault(key, []).append(failure)
+
+
+def _read_waits(found: dict[uuid.UUID, History]) -> None:
+    """Waits that no step row has the end of yet."""
+    for run_id, outcome, *wait in sql.execute(
+        "SELECT w.run_id, w.outcome, w.id, w.key, w.event_name, w.criteria, w.match, "
+        "w.eligible_from, w.routed_since, w.received_since, w.expires_at, "
+        f"{stored.columns('e')} "
+        "FROM durable_flows_wait w LEFT JOIN durable_flows_event e ON e.id = w.event_id "
+        f"WHERE {sql.among('w.run_id', 'runs')} AND w.kind = 'step' AND w.outcome <> 'closed' "
+        "AND NOT EXISTS (SELECT 1 FROM durable_flows_step s "
+        "WHERE s.run_id = w.run_id AND s.key = w.key)",
+        {"runs": list(found)},
+    ):
+        waiting = _waiting(outcome, wait)
+        found[sql.uid(run_id)].waits[waiting.key] = waiting
+
+
+def _waiting(outcome: str, row: list[Any]) -> Waiting:
+    id_, key, name, criteria, match, eligible_from, routed, received, expires_at, *event = row
+    return Waiting(
+        id=sql.uid(id_),
+        key=key,
+        event_name=name,
+        paths=(),
+        criteria=criteria,
+        match=sql.uid(match),
+        eligible_from=eligible_from,
+        routed_since=routed and sql.moment(routed),
+        received_since=received and sql.moment(received),
+        expires_at=sql.moment(expires_at),
+        outcome=outcome,
+        event=None if event[0] is None else stored.event(event),
+    )

@@ -1,0 +1,116 @@
+"""The leases that this process holds, and the thread that renews them.
+
+A worker that dies renews nothing: its runs fall due again at the end of their leases.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from datetime import timedelta
+
+from django.db import Error as DatabaseError
+
+from durable_flows import conf
+from durable_flows.engine import sql
+from durable_flows.models import Due
+from durable_flows.rules import clock
+from durable_flows.rules.states import HELD
+
+logger = logging.getLogger(__name__)
+
+_lock = threading.Lock()
+_held: dict[uuid.UUID, int] = {}  # run → lease
+_watcher: threading.Thread | None = None
+_wake = threading.Event()
+
+
+def hold(leases: Mapping[uuid.UUID, int]) -> None:
+    """These runs were claimed by this process."""
+    with _lock:
+        _held.update(leases)
+    _wake.set()
+
+
+def release(run_id: uuid.UUID) -> None:
+    """This run has suspended, ended, or was lost."""
+    with _lock:
+        _held.pop(run_id, None)
+
+
+def held() -> dict[uuid.UUID, int]:
+    """Run → lease, of everything this process holds."""
+    with _lock:
+        return dict(_held)
+
+
+def renew() -> None:
+    """Push the ends of all leases of this process forward, by one statement."""
+    _move("wake_at = %(until)s", {"until": clock.now() + clock.real(conf.settings().LEASE_SECONDS)})
+
+
+def move(by: timedelta) -> None:
+    """Move live leases along with a clock that is about to be moved."""
+    for run in Due.objects.filter(run_id__in=held(), state__in=HELD, wake_at__isnull=False):
+        assert run.wake_at is not None
+        Due.objects.filter(pk=run.pk, lease=held()[run.pk]).update(wake_at=run.wake_at + by)
+
+
+def watch() -> None:
+    """See to it that this process has a thread that renews its leases."""
+    global _watcher
+    with _lock:
+        if _watcher is None or not _watcher.is_alive():
+            _watcher = threading.Thread(
+                target=_renew_forever, name="durable-flows-heartbeat", daemon=True
+            )
+            _watcher.start()
+
+
+def _renew_forever() -> None:
+    renewed = time.monotonic()
+    while True:
+        if not held():
+            sql.connection().close()
+            _wake.wait()
+            renewed = time.monotonic()
+        _wake.clear()
+        time.sleep(min(1.0, conf.settings().HEARTBEAT_SECONDS))
+        if time.monotonic() - renewed < conf.settings().HEARTBEAT_SECONDS:
+            continue
+        try:
+            renew()
+            renewed = time.monotonic()
+        except DatabaseError:
+            logger.warning("leases could not be renewed; trying again", exc_info=True)
+            sql.connection().close()
+
+
+def _move(assignment: str, params: dict[str, object]) -> None:
+    leases = held()
+    if not leases:
+        return
+    mine, columns = sql.table(Due, "mine", {"run_id": list(leases), "lease": list(leases.values())})
+    sql.execute(
+        f"UPDATE durable_flows_due SET {assignment} FROM {mine} "
+        "WHERE durable_flows_due.run_id = mine.run_id AND durable_flows_due.lease = mine.lease "
+        f"AND durable_flows_due.state IN {_in(HELD)}",
+        {**params, **columns},
+    )
+
+
+def _in(states: tuple[str, ...]) -> str:
+    return "(" + ", ".join(f"'{state}'" for state in states) + ")"
+
+
+def _forget() -> None:
+    global _watcher, _lock, _wake
+    _watcher, _lock, _wake = None, threading.Lock(), threading.Event()
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_forget)

@@ -1,0 +1,349 @@
+"""Ends waits: the only file that does, but for the ends of their runs.
+
+Both sides commit first and look second. A slice commits its wait and then looks back at the events
+that are already routed; a router numbers committed events in one transaction and offers them to the
+waits in the next. Whoever commits second sees the other. A wait ends by one conditional UPDATE, under
+its run's due row, so that an event, a timeout and a cancellation never win together.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from durable_flows.engine import failpoints, ring, signatures, sql, stored
+from durable_flows.engine.journal import Claim, Waiting
+from durable_flows.engine.stored import Routed
+from durable_flows.errors import LeaseLost
+from durable_flows.models import Wait
+from durable_flows.rules import clock
+from durable_flows.rules.events import Event
+from durable_flows.rules.states import WaitKind, WaitOutcome
+
+LOOK_BACK_AT_ONCE = 100  # events; a wait takes one of them, or none can be taken
+
+
+# -- the slice's side ------------------------------------------------------------------------
+
+
+def look_back(claim: Claim, wait: Waiting) -> Waiting:
+    """End a committed wait by the oldest event that is already there, if there is one."""
+    for found in _candidates(claim, wait):
+        settled = _settle(claim, wait, WaitOutcome.EVENT, found)
+        if settled is not None:
+            return settled
+    return wait
+
+
+def last_look(claim: Claim, wait: Waiting) -> Waiting:
+    """End a wait whose time is over by its timeout, unless an event came in time.
+
+    An event that was committed in time and is not routed yet must be offered first: then the wait
+    stays as it is for a moment longer.
+    """
+    if _unrouted_in_time(wait):
+        ring.route()
+        return wait
+    return look_back_or_time_out(claim, wait)
+
+
+def look_back_or_time_out(claim: Claim, wait: Waiting) -> Waiting:
+    """The last look back, after which the timeout stands."""
+    wait = look_back(claim, wait)
+    if wait.outcome:
+        return wait
+    failpoints.reach("before_timeout", wait.key)
+    return _settle(claim, wait, WaitOutcome.TIMEOUT, None) or wait
+
+
+def _candidates(claim: Claim, wait: Waiting) -> list[Event]:
+    """Routed events that may end the wait, oldest first, without locks."""
+    params = {
+        "run": claim.run_id,
+        "trigger": claim.event_id,
+        "match": wait.match,
+        "from": wait.eligible_from,
+        "routed_since": wait.routed_since,
+        "received_since": wait.received_since,
+        "expires": wait.expires_at,
+        "most": LOOK_BACK_AT_ONCE,
+    }
+    sources = "durable_flows_eventmatch m JOIN durable_flows_event e ON e.id = m.event_id"
+    by_hash = "m.match = %(match)s::uuid AND m.routed > %(from)s"
+    found = _read_candidates(f"{sources} WHERE {by_hash}", params)
+    if not found and not _is_complete(wait):
+        found = _candidates_by_name(wait, params)
+    return found
+
+
+def _read_candidates(source: str, params: Mapping[str, Any]) -> list[Event]:
+    rows = sql.execute(
+        f"SELECT {stored.columns('e')} FROM {source} "
+        "AND e.id <> %(trigger)s AND e.deliver_at <= %(expires)s "
+        "AND (%(routed_since)s::timestamptz IS NULL OR e.routed_at IS NULL "
+        "OR e.routed_at >= %(routed_since)s::timestamptz) "
+        "AND (%(received_since)s::timestamptz IS NULL "
+        "OR e.received_at >= %(received_since)s::timestamptz) "
+        "AND NOT EXISTS (SELECT 1 FROM durable_flows_wait used WHERE used.run_id = %(run)s "
+        "AND used.match = %(match)s::uuid AND used.kind = 'step' AND used.event_id = e.id) "
+        "ORDER BY e.deliver_at, e.arrival LIMIT %(most)s",
+        params,
+    )
+    return [stored.event(row) for row in rows]
+
+
+def _candidates_by_name(wait: Waiting, params: Mapping[str, Any]) -> list[Event]:
+    """The same for the first waits of a signature: events routed before it was known have no hash."""
+    source = "durable_flows_event e WHERE e.name = %(name)s AND e.routed > %(from)s"
+    found = _read_candidates(
+        source, {**params, "name": wait.event_name, "most": sql.SQLITE_VARIABLES}
+    )
+    signatures.complete()
+    return [
+        event for event in found if signatures.hash_of(event.as_dict(), wait.paths) == wait.match
+    ]
+
+
+def _is_complete(wait: Waiting) -> bool:
+    rows = sql.execute(
+        "SELECT 1 FROM durable_flows_signature WHERE id = %(id)s AND complete_from <= %(from)s",
+        {
+            "id": signatures.signature_id(wait.event_name, wait.paths),
+            "from": wait.eligible_from,
+        },
+    )
+    return bool(rows)
+
+
+def _unrouted_in_time(wait: Waiting) -> bool:
+    rows = sql.execute(
+        "SELECT 1 FROM durable_flows_event WHERE name = %(name)s AND routed_at IS NULL "
+        "AND deliver_at <= %(expires)s LIMIT 1",
+        {"name": wait.event_name, "expires": wait.expires_at},
+    )
+    return bool(rows)
+
+
+def _settle(
+    claim: Claim, wait: Waiting, outcome: WaitOutcome, event: Event | None
+) -> Waiting | None:
+    """End the wait under the run's due row. None: this event was used up by another wait.
+
+    Raises:
+        LeaseLost: the run was taken over.
+    """
+    with sql.atomic():
+        mine = sql.execute(
+            "SELECT 1 FROM durable_flows_due WHERE run_id = %(run)s AND lease = %(lease)s FOR UPDATE",
+            {"run": claim.run_id, "lease": claim.lease},
+        )
+        if not mine:
+            raise LeaseLost()
+        event_id = None if event is None else stored.event_id(event)
+        if _end([(wait.id, event_id)], outcome):
+            return replace(wait, outcome=outcome, event=event)
+        return _as_settled(wait)
+
+
+def _as_settled(wait: Waiting) -> Waiting | None:
+    """A wait that a router ended first, with what ended it."""
+    rows = sql.execute(
+        f"SELECT w.outcome, {stored.columns('e')} FROM durable_flows_wait w "
+        "LEFT JOIN durable_flows_event e ON e.id = w.event_id "
+        "WHERE w.id = %(id)s AND w.settled_at IS NOT NULL",
+        {"id": wait.id},
+    )
+    if not rows:
+        return None
+    outcome, *event = rows[0]
+    found = None if event[0] is None else stored.event(event)
+    return replace(wait, outcome=outcome, event=found)
+
+
+# -- the router's side -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class CancelHit:
+    """An event that matches a run's cancel rule."""
+
+    run_id: uuid.UUID
+    wait_id: uuid.UUID
+    event: Event
+    event_id: uuid.UUID
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    id: uuid.UUID
+    run_id: uuid.UUID
+    kind: str
+    match: uuid.UUID
+    eligible_from: int
+    received_since: datetime | None
+    expires_at: datetime
+    trigger: uuid.UUID
+
+    def takes(self, routed: Routed) -> bool:
+        """Whether this event may end it."""
+        if routed.deliver_at > self.expires_at or routed.id == self.trigger:
+            return False
+        if self.kind == WaitKind.CANCEL:
+            newer_than = (self.received_since, self.eligible_from)
+            return (routed.deliver_at, routed.arrival) > newer_than
+        return routed.routed > self.eligible_from and (
+            self.received_since is None or routed.received_at >= self.received_since
+        )
+
+
+def offer(batch: Sequence[Routed]) -> list[CancelHit]:
+    """Offer events to every pending wait: end the waits of steps, wake their runs, report cancels."""
+    by_hash = _by_hash(batch)
+    taken = _take(_read_pending(list(by_hash)), by_hash)
+    _resume([pair for pair in taken if pair[0].kind == WaitKind.STEP])
+    return [
+        CancelHit(pending.run_id, pending.id, event.event, event.id)
+        for pending, event in taken
+        if pending.kind == WaitKind.CANCEL
+    ]
+
+
+def _take(
+    waits: Sequence[_Pending], by_hash: Mapping[uuid.UUID, Sequence[Routed]]
+) -> list[tuple[_Pending, Routed]]:
+    """Pair each wait with the first event it takes; a run uses an event once for waits of one key."""
+    used: set[tuple[uuid.UUID, uuid.UUID, str, uuid.UUID]] = set()
+    taken = []
+    for wait in waits:
+        for event in by_hash[wait.match]:
+            use = (wait.run_id, wait.match, wait.kind, event.id)
+            if wait.takes(event) and use not in used:
+                used.add(use)
+                taken.append((wait, event))
+                break
+    return taken
+
+
+def look_back_for_cancels(run_ids: Sequence[uuid.UUID]) -> list[CancelHit]:
+    """Events newer than their trigger that were routed before these runs' cancel waits were there."""
+    if not run_ids:
+        return []
+    rows = sql.execute(
+        f"SELECT w.run_id, w.id, {stored.columns('e')} "
+        "FROM durable_flows_wait w JOIN durable_flows_run r ON r.id = w.run_id "
+        "JOIN durable_flows_event t ON t.id = r.event_id "
+        "JOIN durable_flows_eventmatch m ON m.match = w.match AND m.routed > t.mark "
+        "JOIN durable_flows_event e ON e.id = m.event_id "
+        f"WHERE {sql.among('w.run_id', 'runs')} AND w.kind = 'cancel' AND w.settled_at IS NULL "
+        "AND (e.deliver_at, e.arrival) > (w.received_since, w.eligible_from) "
+        "AND e.deliver_at <= w.expires_at ORDER BY e.deliver_at, e.arrival",
+        {"runs": list(run_ids)},
+    )
+    hits: dict[uuid.UUID, CancelHit] = {}
+    for run_id, wait_id, *event in rows:
+        found = stored.event(event)
+        hit = CancelHit(sql.uid(run_id), sql.uid(wait_id), found, stored.event_id(found))
+        hits.setdefault(hit.run_id, hit)
+    return list(hits.values())
+
+
+def end_cancel_waits(hits: Iterable[CancelHit]) -> None:
+    """Note which event ended these cancel rules."""
+    _end([(hit.wait_id, hit.event_id) for hit in hits], WaitOutcome.EVENT)
+
+
+def wake(run_ids: Iterable[uuid.UUID]) -> None:
+    """Make suspended runs due now; one that is running goes on at once after it suspends.
+
+    Their due rows must be locked, in the order of `lock_due`.
+    """
+    rows = sql.execute(
+        "UPDATE durable_flows_due SET "
+        "nudged = (state IN ('running', 'cancelling')), "
+        "due_since = CASE WHEN state = 'waiting' THEN %(now)s::timestamptz ELSE due_since END, "
+        "wake_at = CASE WHEN state = 'waiting' THEN %(now)s::timestamptz ELSE wake_at END, "
+        "state = CASE WHEN state = 'waiting' THEN 'queued' ELSE state END "
+        f"WHERE {sql.among('run_id', 'runs')} RETURNING queue",
+        {"now": clock.now(), "runs": list(run_ids)},
+    )
+    for queue in {row[0] for row in rows}:
+        sql.on_commit(lambda queue=queue: ring.drain(queue))  # type: ignore[misc]
+
+
+def lock_due(run_ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, tuple[str, int]]:
+    """Lock due rows, sorted. Returns run → (state, lease) of those that are there."""
+    rows = sql.execute(
+        "SELECT run_id, state, lease FROM durable_flows_due "
+        f"WHERE {sql.among('run_id', 'runs')} ORDER BY run_id FOR UPDATE",
+        {"runs": sorted(set(run_ids))},
+    )
+    return {sql.uid(run_id): (state, lease) for run_id, state, lease in rows}
+
+
+def _by_hash(batch: Sequence[Routed]) -> dict[uuid.UUID, list[Routed]]:
+    in_use = signatures.read({routed.event.name for routed in batch})
+    found: dict[uuid.UUID, list[Routed]] = defaultdict(list)
+    for routed in batch:
+        for hash_ in signatures.hashes_of(routed.event, in_use):
+            found[hash_].append(routed)
+    return found
+
+
+def _read_pending(hashes: list[uuid.UUID]) -> list[_Pending]:
+    if not hashes:
+        return []
+    rows = sql.execute(
+        "SELECT w.id, w.run_id, w.kind, w.match, w.eligible_from, w.received_since, w.expires_at, "
+        "r.event_id FROM durable_flows_wait w JOIN durable_flows_run r ON r.id = w.run_id "
+        f"WHERE {sql.among('w.match', 'hashes')} AND w.settled_at IS NULL",
+        {"hashes": hashes},
+    )
+    return [
+        _Pending(
+            id=sql.uid(id_),
+            run_id=sql.uid(run_id),
+            kind=kind,
+            match=sql.uid(match),
+            eligible_from=eligible_from,
+            received_since=since and sql.moment(since),
+            expires_at=sql.moment(expires_at),
+            trigger=sql.uid(trigger),
+        )
+        for id_, run_id, kind, match, eligible_from, since, expires_at, trigger in rows
+    ]
+
+
+def _resume(pairs: Sequence[tuple[_Pending, Routed]]) -> None:
+    if not pairs:
+        return
+    lock_due(pending.run_id for pending, _ in pairs)
+    ended = set(_end([(pending.id, event.id) for pending, event in pairs], WaitOutcome.EVENT))
+    woken = {pending.run_id for pending, _ in pairs if pending.id in ended}
+    if woken:
+        wake(woken)
+
+
+def _end(
+    waits: Sequence[tuple[uuid.UUID, uuid.UUID | None]], outcome: WaitOutcome
+) -> list[uuid.UUID]:
+    """End those that nothing has ended, with events that their run has not used for the same."""
+    if not waits:
+        return []
+    source, columns = sql.table(
+        Wait, "t", {"id": [wait for wait, _ in waits], "event_id": [event for _, event in waits]}
+    )
+    rows = sql.execute(
+        "UPDATE durable_flows_wait SET settled_at = %(now)s::timestamptz, outcome = %(outcome)s, "
+        f"event_id = t.event_id FROM {source} "
+        "WHERE durable_flows_wait.id = t.id AND durable_flows_wait.settled_at IS NULL "
+        "AND NOT EXISTS (SELECT 1 FROM durable_flows_wait used "
+        "WHERE used.run_id = durable_flows_wait.run_id AND used.match = durable_flows_wait.match "
+        "AND used.kind = durable_flows_wait.kind AND used.event_id = t.event_id) "
+        "RETURNING durable_flows_wait.id",
+        {"now": clock.now(), "outcome": outcome, **columns},
+    )
+    return [sql.uid(row[0]) for row in rows]

@@ -1,0 +1,78 @@
+"""Which paths the waits for an event name compare, so that an event is matched by a few index probes.
+
+An event's hash by a signature equals the hash of every wait that it matches, however many there are.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from durable_flows.engine import sql
+from durable_flows.models import Signature
+from durable_flows.rules import keys
+from durable_flows.rules.events import Event
+
+Paths = tuple[str, ...]
+Signatures = Mapping[str, Sequence[Paths]]  # event name → the signatures in use
+
+
+def signature_id(event_name: str, paths: Paths) -> uuid.UUID:
+    """The primary key of a signature."""
+    return keys.match_hash("flows/signature", ["name", "paths"], [event_name, list(paths)])
+
+
+def write(wanted: Iterable[tuple[str, Paths]]) -> None:
+    """See to it that routers look for these: in the wait's own transaction, or before it."""
+    rows = sorted({(signature_id(name, paths), name, json.dumps(paths)) for name, paths in wanted})
+    sql.insert(
+        Signature,
+        {
+            "id": [row[0] for row in rows],
+            "event_name": [row[1] for row in rows],
+            "paths": [row[2] for row in rows],
+        },
+    )
+
+
+def read(event_names: Iterable[str]) -> Signatures:
+    """The signatures in use for these names, as of this statement: never cached."""
+    rows = sql.execute(
+        "SELECT event_name, paths FROM durable_flows_signature "
+        f"WHERE {sql.among('event_name', 'names')}",
+        {"names": sorted(set(event_names))},
+    )
+    found: dict[str, list[Paths]] = defaultdict(list)
+    for name, paths in rows:
+        found[name].append(tuple(json.loads(paths)))
+    return found
+
+
+def complete() -> None:
+    """Note from which number on every event has been matched by the signatures that are committed.
+
+    Whoever draws a higher number reads the signatures later, and so has seen them. To be called in a
+    later transaction than the one that wrote them.
+    """
+    sql.execute(
+        f"UPDATE durable_flows_signature SET complete_from = {sql.counter('routed')} "
+        "WHERE complete_from IS NULL"
+    )
+
+
+def hash_of(document: Mapping[str, Any], paths: Paths) -> uuid.UUID | None:
+    """What an event matches by a signature; None if it lacks a value: missing equals nothing."""
+    values = [keys.read(document, keys.parse_path(path)) for path in paths]
+    if any(value is keys.MISSING for value in values):
+        return None
+    return keys.match_hash(document["name"], paths, values)
+
+
+def hashes_of(event: Event, signatures: Signatures) -> list[uuid.UUID]:
+    """Everything that an event matches."""
+    document = event.as_dict()
+    found = (hash_of(document, paths) for paths in signatures.get(event.name, ()))
+    return [hash_ for hash_ in found if hash_ is not None]

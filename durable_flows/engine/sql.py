@@ -1,0 +1,249 @@
+"""How the engine speaks to its database: one function for hot statements, and what differs by vendor.
+
+On PostgreSQL a statement goes through psycopg's own cursor on Django's connection, so that it can be
+prepared (Django's cursor cannot); on SQLite through Django's. Statements are written for PostgreSQL,
+with named parameters, ``%(name)s``; casts and row locks are dropped for SQLite. Lists become arrays,
+or JSON for ``json_each``; see `among`, `table` and `insert`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any
+
+from django.db import close_old_connections, connections, models, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from durable_flows import conf
+
+Row = tuple[Any, ...]
+
+#: Called with every statement before it is sent; for tests that count or order statements.
+observers: list[Callable[[str], None]] = []
+
+PREPARE_AFTER = 2  # executions before psycopg prepares a statement
+_ONLY_POSTGRES = re.compile(r"::[a-z]+(\[\])?|FOR (SHARE|UPDATE)( OF \w+)?( SKIP LOCKED)?")
+SQLITE_VARIABLES = 30_000  # below the 32,766 of a stock SQLite
+SEQUENCES = {"arrival": "durable_flows_arrival", "routed": "durable_flows_routed"}
+
+
+def connection() -> BaseDatabaseWrapper:
+    """Django's connection to the database that holds the app's tables."""
+    return connections[conf.settings().DATABASE]
+
+
+def postgres() -> bool:
+    """Whether that is PostgreSQL; otherwise it is SQLite."""
+    return connection().vendor == "postgresql"
+
+
+@contextmanager
+def atomic() -> Iterator[None]:
+    """A transaction on the app's database."""
+    with transaction.atomic(using=conf.settings().DATABASE):
+        yield
+
+
+def depth() -> tuple[bool, int]:
+    """How deep in atomic() blocks the app's connection is; two equal depths are the same block."""
+    wrapper = connection()
+    return wrapper.in_atomic_block, len(wrapper.savepoint_ids)
+
+
+def tend() -> None:
+    """Close connections that have broken or had their time; long drains call it between runs."""
+    if not connection().in_atomic_block:  # a test's own transaction: closing would break it
+        close_old_connections()
+
+
+def on_commit(call: Callable[[], None]) -> None:
+    """Call when the caller's transaction has committed, or at once if there is none."""
+    transaction.on_commit(call, using=conf.settings().DATABASE)
+
+
+def execute(sql: str, params: Mapping[str, Any] | None = None) -> list[Row]:
+    """Run one statement and return its rows, if it returns any.
+
+    Outside a transaction it is one of its own. Errors are Django's (`django.db.utils`).
+    """
+    wrapper = connection()
+    wrapper.validate_no_broken_transaction()
+    for observe in observers:
+        observe(sql)
+    if wrapper.vendor == "postgresql":
+        return _execute_postgres(wrapper, sql, params)
+    with wrapper.cursor() as cursor:
+        values = {name: _for_sqlite(value) for name, value in (params or {}).items()}
+        cursor.execute(_without_postgres(sql), values)
+        return list(cursor.fetchall()) if cursor.description else []
+
+
+def _execute_postgres(
+    wrapper: BaseDatabaseWrapper, sql: str, params: Mapping[str, Any] | None
+) -> list[Row]:
+    import psycopg
+
+    wrapper.ensure_connection()
+    raw: Any = wrapper.connection
+    raw.prepare_threshold = PREPARE_AFTER if conf.settings().PREPARE else None
+    with wrapper.wrap_database_errors, psycopg.Cursor(raw) as cursor:
+        cursor.execute(sql, params)
+        return cursor.fetchall() if cursor.description else []
+
+
+# -- what differs by vendor --------------------------------------------------------------------
+
+
+@cache
+def _without_postgres(sql: str) -> str:
+    """The statement for SQLite: no casts, and no row locks, since its writers lock the database."""
+    return _ONLY_POSTGRES.sub("", sql)
+
+
+def counter(name: str) -> str:
+    """An expression for the last value drawn from a counter, whatever transaction drew it."""
+    if postgres():
+        return f"(SELECT last_value FROM {SEQUENCES[name]})"
+    return f"coalesce((SELECT value FROM durable_flows_counter WHERE name = '{name}'), 1)"
+
+
+def draw(name: str, count: int) -> list[int]:
+    """The next ``count`` values of a counter, rising."""
+    if postgres():
+        sql = f"SELECT nextval('{SEQUENCES[name]}') FROM generate_series(1, %(count)s)"
+        return [row[0] for row in execute(sql, {"count": count})]
+    rows = execute(
+        "INSERT INTO durable_flows_counter (name, value) VALUES (%(name)s, 1 + %(count)s) "
+        "ON CONFLICT (name) DO UPDATE SET value = value + %(count)s RETURNING value",
+        {"count": count, "name": name},
+    )
+    last: int = rows[0][0]
+    return list(range(last - count + 1, last + 1))
+
+
+def try_lock(number: int) -> bool:
+    """Take an advisory lock until the end of the transaction, unless another session holds it."""
+    if not postgres():
+        return True  # the transaction is immediate: it already has the only writer's place
+    return bool(execute("SELECT pg_try_advisory_xact_lock(%(number)s)", {"number": number})[0][0])
+
+
+def among(column: str, parameter: str) -> str:
+    """A condition: the column is one of the values of the list parameter."""
+    if postgres():
+        return f"{column} = ANY(%({parameter})s)"
+    return f"{column} IN (SELECT value FROM json_each(%({parameter})s))"
+
+
+def table(
+    model: type[models.Model], alias: str, columns: Mapping[str, Sequence[Any]]
+) -> tuple[str, dict[str, Any]]:
+    """A list of rows as a table in a FROM clause, typed like the model's columns of these names.
+
+    Returns:
+        The clause and its parameters.
+    """
+    if postgres():
+        arrays = ", ".join(f"%({name})s::{_column_type(model, name)}[]" for name in columns)
+        names = ", ".join(f'"{name}"' for name in columns)
+        return f"unnest({arrays}) AS {alias}({names})", dict(columns)
+    picks = ", ".join(
+        f"json_extract(value, '$[{index}]') AS \"{name}\"" for index, name in enumerate(columns)
+    )
+    rows = [list(row) for row in zip(*columns.values(), strict=True)]
+    return f"(SELECT {picks} FROM json_each(%({alias})s)) AS {alias}", {alias: rows}
+
+
+def insert(
+    model: type[models.Model],
+    columns: Mapping[str, Sequence[Any]],
+    *,
+    suffix: str = "ON CONFLICT DO NOTHING",
+    computed: Mapping[str, str] | None = None,
+) -> list[Row]:
+    """Insert many rows by one statement.
+
+    Args:
+        model: whose table.
+        columns: column name → one value a row.
+        suffix: what follows, e.g. a conflict clause and ``RETURNING``.
+        computed: column name → SQL expression, the same for each row.
+    """
+    if not next(iter(columns.values())):
+        return []
+    computed = computed or {}
+    names = ", ".join(f'"{name}"' for name in [*columns, *computed])
+    head = f"INSERT INTO {model._meta.db_table} ({names})"
+    if postgres():
+        source, params = table(model, "t", columns)
+        values = ", ".join([*(f't."{name}"' for name in columns), *computed.values()])
+        return execute(f"{head} SELECT {values} FROM {source} {suffix}", params)
+    return _insert_sqlite(head, columns, list(computed.values()), suffix)
+
+
+def _insert_sqlite(
+    head: str, columns: Mapping[str, Sequence[Any]], computed: list[str], suffix: str
+) -> list[Row]:
+    result: list[Row] = []
+    rows = list(zip(*columns.values(), strict=True))
+    at_once = max(1, SQLITE_VARIABLES // len(columns))
+    for start in range(0, len(rows), at_once):
+        params: dict[str, Any] = {}
+        tuples = []
+        for index, row in enumerate(rows[start : start + at_once]):
+            names = [f"p{index}_{column}" for column in range(len(row))]
+            params.update(zip(names, row, strict=True))
+            tuples.append(f"({', '.join([*(f'%({name})s' for name in names), *computed])})")
+        result += execute(f"{head} VALUES {', '.join(tuples)} {suffix}", params)
+    return result
+
+
+@cache
+def _column_type(model: type[models.Model], column: str) -> str:
+    for field in model._meta.concrete_fields:
+        if field.column == column:
+            kind = (
+                field.rel_db_type(connection())
+                if field.is_relation
+                else field.db_type(connection())
+            )
+            return str(kind).split("(")[0]
+    raise LookupError(f"{model.__name__} has no column {column!r}")
+
+
+def _for_sqlite(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return json.dumps(_nested_for_sqlite(value))
+    return _scalar_for_sqlite(value)
+
+
+def _nested_for_sqlite(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_nested_for_sqlite(item) for item in value]
+    return _scalar_for_sqlite(value)
+
+
+def _scalar_for_sqlite(value: Any) -> Any:
+    if isinstance(value, uuid.UUID):
+        return value.hex
+    if isinstance(value, datetime):
+        return str(value.astimezone(UTC).replace(tzinfo=None))
+    return value
+
+
+def uid(value: Any) -> uuid.UUID:
+    """A UUID as either vendor returns it."""
+    return value if isinstance(value, uuid.UUID) else uuid.UUID(value)
+
+
+def moment(value: Any) -> datetime:
+    """A moment as either vendor returns it: aware, in UTC."""
+    if isinstance(value, datetime):
+        return value if value.tzinfo else value.replace(tzinfo=UTC)
+    return datetime.fromisoformat(value).replace(tzinfo=UTC)

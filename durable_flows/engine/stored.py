@@ -1,0 +1,90 @@
+"""Events as they are stored: which columns are read, and what they mean to a handler."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from durable_flows.engine import sql
+from durable_flows.rules import payload
+from durable_flows.rules.events import Event
+
+_COLUMNS = ("id", "name", "data", '"user"', "key", "ts", "v")
+WIDTH = len(_COLUMNS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Routed:
+    """An event that has its number in the order of routing."""
+
+    event: Event
+    id: uuid.UUID
+    routed: int
+    received_at: datetime
+    deliver_at: datetime
+    arrival: int
+    mark: int
+    target: str
+    depth: int
+
+
+def columns(alias: str) -> str:
+    """What a SELECT must list so that `event` can read it."""
+    return ", ".join(f"{alias}.{column}" for column in _COLUMNS)
+
+
+def event(row: Sequence[Any]) -> Event:
+    """The event behind the values of `columns`."""
+    id_, name, data, user, key, ts, v = row
+    public_id = str(sql.uid(id_))
+    return Event(
+        name=name,
+        data=payload.loads(data),
+        user=None if user is None else payload.loads(user),
+        id=key or public_id,
+        ts=sql.moment(ts),
+        v=v or None,
+        public_id=public_id,
+    )
+
+
+def event_id(found: Event) -> uuid.UUID:
+    """The primary key of a stored event."""
+    return uuid.UUID(found.public_id)
+
+
+def unrouted(condition: str, *, now: datetime, most: int) -> list[Routed]:
+    """Events whose time has come and that still ask for something, in order of delivery.
+
+    Args:
+        condition: a further SQL condition on the event ``e``.
+        now: events of later delivery are left out.
+        most: of how many.
+    """
+    rows = sql.execute(
+        "SELECT e.routed, e.received_at, e.deliver_at, e.arrival, e.mark, e.target, e.depth, "
+        f"{columns('e')} FROM durable_flows_event e "
+        f"WHERE e.routed_at IS NULL AND e.deliver_at <= %(now)s AND {condition} "
+        "ORDER BY e.deliver_at, e.arrival LIMIT %(most)s",
+        {"now": now, "most": most},
+    )
+    return [_routed(row) for row in rows]
+
+
+def _routed(row: Sequence[Any]) -> Routed:
+    routed, received_at, deliver_at, arrival, mark, target, depth, *rest = row
+    found = event(rest)
+    return Routed(
+        event=found,
+        id=event_id(found),
+        routed=routed or 0,
+        received_at=sql.moment(received_at),
+        deliver_at=sql.moment(deliver_at),
+        arrival=arrival,
+        mark=mark,
+        target=target,
+        depth=depth,
+    )

@@ -1,0 +1,100 @@
+"""The housekeeping that makes every doorbell dispensable: finds what a lost one left behind."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from durable_flows import conf
+from durable_flows.engine import clocksync, execute, ring, sql
+from durable_flows.engine.route import route
+from durable_flows.models import Due, Event
+from durable_flows.registry import registry
+from durable_flows.rules import clock
+
+THE_ROW = 1
+
+
+def tick() -> bool:
+    """Ring for everything that is due, or will be before the next tick.
+
+    Returns:
+        False if another tick has just done it.
+    """
+    clocksync.synchronise()
+    if not _take_turn():
+        return False
+    unpark_known()
+    if Event.objects.using(conf.settings().DATABASE).unrouted(clock.now()).exists():
+        ring.route()
+    for queue in queues():
+        _ring_ahead(queue)
+    return True
+
+
+def turn_by_hand() -> int:
+    """Route everything and execute everything that is due, here and now, without a broker.
+
+    Returns:
+        The number of events routed and slices executed.
+    """
+    count = route()
+    unpark_known()
+    for queue in queues():
+        count += execute.drain(queue)
+    return count
+
+
+def queues() -> list[str]:
+    """The queues on which unfinished runs wait."""
+    due = Due.objects.using(conf.settings().DATABASE).filter(wake_at__isnull=False)
+    return sorted(due.values_list("queue", flat=True).distinct())
+
+
+def unpark_known() -> None:
+    """Let runs go on whose flow nobody knew, once this process knows it."""
+    if not Due.objects.using(conf.settings().DATABASE).filter(state="parked").exists():
+        return
+    sql.execute(
+        "UPDATE durable_flows_due SET state = 'queued', wake_at = %(now)s::timestamptz "
+        "FROM durable_flows_run WHERE durable_flows_run.id = durable_flows_due.run_id "
+        f"AND durable_flows_due.state = 'parked' AND {sql.among('durable_flows_run.flow', 'flows')}",
+        {"now": clock.now(), "flows": [flow.id for flow in registry]},
+    )
+
+
+def _take_turn() -> bool:
+    """The row of the tick: whoever moves it on does the work of this interval."""
+    now = clock.now()
+    interval = conf.settings().TICK_SECONDS
+    rows = sql.execute(
+        "INSERT INTO durable_flows_tick AS last (id, ticked_at) VALUES (%(row)s, %(now)s) "
+        "ON CONFLICT (id) DO UPDATE SET ticked_at = %(now)s "
+        "WHERE last.ticked_at <= %(before)s OR last.ticked_at > %(ahead)s RETURNING id",
+        {
+            "now": now,
+            "row": THE_ROW,
+            "before": now - clock.real(interval * 0.8),
+            "ahead": now + clock.real(interval),  # the clock was put back
+        },
+    )
+    return bool(rows)
+
+
+def _ring_ahead(queue: str) -> None:
+    """One bell for each moment of the coming interval at which a run of this queue falls due."""
+    horizon = clock.now() + clock.real(conf.settings().TICK_SECONDS)
+    moments = (
+        Due.objects.using(conf.settings().DATABASE)
+        .filter(queue=queue, wake_at__lte=horizon)
+        .order_by("wake_at")
+        .values_list("wake_at", flat=True)[:LOOK_AHEAD]
+    )
+    last = clock.now() - timedelta(days=1)
+    for moment in moments:
+        assert moment is not None
+        if moment - last >= clock.real(ring.BUCKET):
+            ring.drain_at(queue, moment)
+            last = max(moment, clock.now())
+
+
+LOOK_AHEAD = 2_000  # due runs looked at: beyond that a drain is at work all the interval anyway

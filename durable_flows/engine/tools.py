@@ -1,0 +1,413 @@
+"""The tools that handlers call. They speak to a journal and know nothing of tables or brokers."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from typing import Any, Literal, TypeVar, overload
+
+from django.utils import timezone
+
+from durable_flows import conf
+from durable_flows.engine import failpoints, signatures
+from durable_flows.engine.journal import Claim, Journal, Recorded, Waiting
+from durable_flows.errors import (
+    InvalidOption,
+    InvalidPayload,
+    MissingMatch,
+    NestedStep,
+    NonRetriableError,
+    StepError,
+    StepInTransaction,
+)
+from durable_flows.rules import clock, durations, keys, outcomes, payload
+from durable_flows.rules.backoff import Retries
+from durable_flows.rules.events import Event
+from durable_flows.rules.lookback import LookBack
+from durable_flows.rules.options import check_event_name, longest_wait
+from durable_flows.rules.states import ACTIONS, StepKind, StepState
+
+T = TypeVar("T")
+Since = datetime | Literal["run", "now"] | None
+
+ID_LENGTH = 200
+_RESERVED_ID = re.compile(r"after:.*|.*#\d+", re.DOTALL)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What a handler may know of its run.
+
+    Attributes:
+        id: the run's id.
+        flow: its flow's id.
+        created_at: when it was created.
+        generation: how often it was retried.
+    """
+
+    id: str
+    flow: str
+    created_at: datetime
+    generation: int
+
+    @classmethod
+    def of(cls, claim: Claim) -> Run:
+        """The run behind a claim."""
+        return cls(
+            id=str(claim.run_id),
+            flow=claim.flow_id,
+            created_at=claim.created_at,
+            generation=claim.generation,
+        )
+
+
+class Step:
+    """The steps of a run. Each is executed once, recorded, and answered from its record after that."""
+
+    def __init__(self, journal: Journal, retries: Retries) -> None:
+        self._journal = journal
+        self._retries = retries
+        self._looking = LookBack(journal.claim.mark)
+        self._seen: dict[str, int] = {}
+        self._inside = ""
+
+    @overload
+    def run(
+        self,
+        id: str,
+        fn: Callable[..., T],
+        /,
+        *args: Any,
+        retries: int | Retries | None = None,
+        **kwargs: Any,
+    ) -> T: ...
+    @overload
+    def run(
+        self, id: str, /, *, retries: int | Retries | None = None
+    ) -> Callable[[Callable[[], T]], T]: ...
+    def run(
+        self,
+        id: str,
+        fn: Callable[..., Any] | None = None,
+        /,
+        *args: Any,
+        retries: int | Retries | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Call ``fn(*args, **kwargs)`` once and record its result.
+
+        Also a decorator: ``@step.run("charge")`` above a function without arguments calls it, and
+        binds its result to its name.
+
+        Args:
+            id: the step's name; its n-th repetition in a run is a step of its own.
+            fn: what to do. It may run again if its worker dies before the result is recorded:
+                `idempotency_key` is the same then.
+            retries: policy of this step, default the flow's.
+
+        Returns:
+            The result as it was recorded, decoded from JSON, the first time too.
+
+        Raises:
+            StepError: its attempts are exhausted, or it cannot succeed. Recorded, and catchable.
+            NestedStep: called inside another step's function.
+            StepInTransaction: called inside the handler's own open atomic() block.
+        """
+        if fn is None:
+            return lambda decorated: self.run(id, decorated, *args, retries=retries, **kwargs)
+        if retries is not None:
+            _refuse_ambiguous_option(id, fn, "retries")
+        key = self._enter(id)
+        recorded = self._journal.recorded(key)
+        if recorded is None:
+            policy = Retries.of(retries, self._retries)
+            recorded = self._execute(key, lambda: fn(*args, **kwargs), policy)
+        return self._answer(recorded)
+
+    def sleep(self, id: str, duration: str | float | timedelta) -> None:
+        """Let the run rest, holding no worker.
+
+        Args:
+            id: the step's name.
+            duration: ``"7 days"``, a timedelta or seconds; at most 366 days. The end is fixed the
+                first time; never early by the clock.
+
+        Raises:
+            InvalidDuration: the duration cannot be read.
+        """
+        delta = longest_wait(duration, what=f"step.sleep({id!r})")
+        self._sleep(id, lambda: clock.now() + delta)
+
+    def sleep_until(self, id: str, moment: datetime | date | str) -> None:
+        """Let the run rest until ``moment``; at once if that has passed.
+
+        Args:
+            id: the step's name.
+            moment: a datetime, a date or ISO text; naive ones are in the current time zone. At most
+                366 days ahead. Fixed the first time.
+
+        Raises:
+            InvalidDuration: the moment cannot be read, or lies too far ahead.
+        """
+        what = f"step.sleep_until({id!r})"
+        until = durations.instant(moment, what=what, tz=timezone.get_current_timezone())
+        longest_wait(max(0.0, (until - clock.now()).total_seconds()), what=what)
+        self._sleep(id, lambda: until)
+
+    def wait_for_event(
+        self,
+        id: str,
+        *,
+        event: str,
+        timeout: str | float | timedelta,
+        match: str | None = None,
+        since: Since = None,
+    ) -> Event | None:
+        """Wait for an event, holding no worker.
+
+        Args:
+            id: the step's name.
+            event: the event's name.
+            timeout: how long to wait; at most 366 days.
+            match: a path, e.g. ``"data.cart_id"``, at which the run's own event and the awaited one
+                must hold the same value.
+            since: from when on events count. By default every event since before the last action
+                (`run`, `send_event`) is seen, so that no reply is too fast. ``"run"``: since the
+                trigger; ``"now"``; or an aware datetime, compared with when events were received.
+
+        Returns:
+            The event, or None after the timeout.
+
+        Raises:
+            InvalidDuration, InvalidKey, InvalidOption: an argument cannot be read.
+            MissingMatch: the run's own event has no value at ``match``.
+        """
+        key = self._enter(id)
+        recorded = self._journal.recorded(key)
+        if recorded is None:
+            request = self._request(key, event, timeout, match, since)
+            recorded = self._journal.await_event(key, request)
+        self._looking.waited(recorded.mark)
+        self._journal.check()
+        return None if recorded.output is None else Event.from_dict(recorded.value)
+
+    def send_event(self, id: str, events: Event | Sequence[Event]) -> list[str]:
+        """Send events exactly once: they and the step's record are one transaction.
+
+        Args:
+            id: the step's name.
+            events: an `Event` or a list of them.
+
+        Returns:
+            The public ids, in order.
+
+        Raises:
+            StepError: an event is not valid; nothing was sent. Recorded, and catchable.
+        """
+        batch = [events] if isinstance(events, Event) else list(events)
+        key = self._enter(id)
+        recorded = self._journal.recorded(key)
+        if recorded is None:
+            recorded = self._send(key, batch)
+        ids: list[str] = self._answer(recorded)
+        return ids
+
+    @property
+    def idempotency_key(self) -> str:
+        """Inside a step's function: a key that is the same each time this step of this run is tried.
+
+        Raises:
+            InvalidOption: read outside a step's function.
+        """
+        if not self._inside:
+            raise InvalidOption("step.idempotency_key is read inside the function of a step.run")
+        return f"{self._journal.claim.run_id}:{self._inside}"
+
+    # -- what they have in common ------------------------------------------------------------
+
+    def _enter(self, id: str) -> str:
+        """Check that a step may begin here, and give it its key."""
+        self._journal.check()
+        if self._inside:
+            raise NestedStep(
+                f"step {id!r} is called inside the function of step {self._inside!r}; call it from "
+                "the handler, after that step, and pass results along"
+            )
+        if self._journal.in_transaction():
+            raise StepInTransaction(
+                f"step {id!r} is called inside an atomic() block that the handler opened: its result "
+                "could be rolled back after it was reported; move the block into a step's function"
+            )
+        _check_id(id)
+        number = self._seen[id] = self._seen.get(id, 0) + 1
+        return id if number == 1 else f"{id}#{number}"
+
+    def _execute(self, key: str, call: Callable[[], Any], policy: Retries) -> Recorded:
+        self._hold_off(key)
+        started_at = clock.now()
+        try:
+            with self._within(key):
+                result = call()
+            failpoints.reach("step_ran", key)
+            output = _encode(result, key)
+        except Exception as error:
+            return self._failed(key, error, policy, started_at)
+        return self._journal.record(key, StepKind.RUN, output=output, started_at=started_at)
+
+    def _failed(
+        self, key: str, error: Exception, policy: Retries, started_at: datetime
+    ) -> Recorded:
+        failures = len(self._journal.failures(key)) + 1
+        verdict = outcomes.after_failure(error, policy, failures=failures, spread=random.random())
+        described = {**outcomes.describe(error), "step": key}
+        if isinstance(verdict, outcomes.GiveUp):
+            return self._journal.record(key, StepKind.RUN, error=described, started_at=started_at)
+        next_at = clock.now() + verdict.delay
+        self._journal.record_failure(key, described, next_at)
+        return self._journal.suspend(next_at)
+
+    def _hold_off(self, key: str) -> None:
+        """An attempt that is to be made later is not made now, whatever woke the run."""
+        failures = self._journal.failures(key)
+        next_at = failures[-1].next_at if failures else None
+        if next_at is not None and next_at > clock.now():
+            self._journal.suspend(next_at)
+
+    def _send(self, key: str, batch: Sequence[Event]) -> Recorded:
+        try:
+            return self._journal.send(key, batch)
+        except InvalidPayload as error:
+            return self._journal.record(
+                key, StepKind.SEND, error={**outcomes.describe(error), "step": key}
+            )
+
+    def _sleep(self, id: str, end: Callable[[], datetime]) -> None:
+        key = self._enter(id)
+        recorded = self._journal.recorded(key)
+        if recorded is None:
+            recorded = self._journal.record(key, StepKind.SLEEP, until=end())
+        until = recorded.until
+        assert until is not None, f"sleep {key!r} was recorded without its end"
+        if until > clock.now():
+            self._journal.suspend(until)
+        self._looking.slept(recorded.mark, until)
+
+    def _request(
+        self,
+        key: str,
+        event: str,
+        timeout: str | float | timedelta,
+        match: str | None,
+        since: Since,
+    ) -> Waiting:
+        what = f"step.wait_for_event({key!r})"
+        name = check_event_name(event, what)
+        expires_at = clock.now() + longest_wait(timeout, what=f"{what}, timeout=")
+        paths = () if match is None else (".".join(keys.parse_path(match, what=f"{what}, match=")),)
+        trigger = self._journal.claim.event
+        hash_ = signatures.hash_of({**trigger.as_dict(), "name": name}, paths)
+        if hash_ is None:
+            raise MissingMatch(
+                f"{what}: the run's own event {trigger.name!r} has no value at {match!r}, so nothing "
+                "could ever match; send it with that value, or match on another path"
+            )
+        looking = self._looking
+        position = looking.trigger if since == "run" else looking.eligible
+        return Waiting(
+            id=keys.wait_id(self._journal.claim.run_id, key, self._journal.claim.generation),
+            key=key,
+            event_name=name,
+            paths=paths,
+            criteria=", ".join(f"{p} = {_shown(trigger, p)}" for p in paths),
+            match=hash_,
+            eligible_from=0 if isinstance(since, datetime) else position.mark,
+            routed_since=position.since,
+            received_since=_received_since(since, what),
+            expires_at=expires_at,
+        )
+
+    def _answer(self, recorded: Recorded) -> Any:
+        """A recorded step's result, or its failure."""
+        if recorded.kind in ACTIONS:
+            self._looking.acted(recorded.mark)
+        if recorded.state == StepState.FAILED:
+            failure = recorded.failure
+            raise StepError(
+                recorded.key,
+                failure["name"],
+                failure["message"],
+                failure["stack"],
+                failure["code"],
+            )
+        return recorded.value
+
+    @contextmanager
+    def _within(self, key: str) -> Iterator[None]:
+        self._inside = key
+        try:
+            yield
+        finally:
+            self._inside = ""
+
+
+def _encode(result: Any, key: str) -> str:
+    limits = conf.settings()
+    try:
+        return payload.dumps(result, limits=limits.limits(limits.MAX_RESULT_BYTES))
+    except InvalidPayload as error:
+        raise UnserialisableResult(key, error) from error
+
+
+class UnserialisableResult(NonRetriableError):
+    """The result of a step cannot be stored as JSON."""
+
+    def __init__(self, key: str, error: InvalidPayload) -> None:
+        super().__init__(f"the result of step {key!r}, {error}")
+
+
+def _check_id(id: object) -> None:
+    if not isinstance(id, str) or not id.strip() or len(id) > ID_LENGTH or not id.isprintable():
+        raise InvalidOption(
+            f"a step's id is text of 1 to {ID_LENGTH} printable characters, not {id!r}"
+        )
+    if _RESERVED_ID.fullmatch(id):
+        raise InvalidOption(
+            f"step id {id!r}: the engine itself marks repetitions with '#2' and code after a step "
+            "with 'after:'; choose another id"
+        )
+
+
+def _refuse_ambiguous_option(id: str, fn: Callable[..., Any], option: str) -> None:
+    try:
+        parameters = inspect.signature(fn).parameters
+    except (TypeError, ValueError):  # a builtin without a signature
+        return
+    if option in parameters:
+        raise TypeError(
+            f"step {id!r}: {option}= is an option of step.run and also a parameter of "
+            f"{getattr(fn, '__qualname__', fn)}; pass the function's own with functools.partial"
+        )
+
+
+def _received_since(since: Since, what: str) -> datetime | None:
+    if since in (None, "run"):
+        return None
+    if since == "now":
+        return clock.now()
+    if not isinstance(since, datetime) or since.tzinfo is None:
+        raise InvalidOption(f"{what}: since= is an aware datetime, 'run' or 'now', not {since!r}")
+    return since
+
+
+def _shown(event: Event, path: str) -> str:
+    """A matched value for people, cut to a length that a list can show."""
+    text = repr(keys.read(event.as_dict(), keys.parse_path(path)))
+    return text if len(text) <= 80 else f"{text[:79]}…"

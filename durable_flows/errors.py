@@ -1,0 +1,183 @@
+"""Every error of durable_flows, and the two signals that end a slice.
+
+The docstring of an error is its default message; the facts a program may need are attributes.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+
+class DurableFlowsError(Exception):
+    """Something went wrong in durable_flows."""
+
+    def __init__(self, message: str | None = None, /) -> None:
+        super().__init__(message or (self.__doc__ or "").strip().splitlines()[0])
+
+
+# -- bad input -------------------------------------------------------------------------------
+
+
+class InvalidInput(DurableFlowsError, ValueError):
+    """What the caller said cannot be understood; saying it again will not help."""
+
+
+class InvalidPayload(InvalidInput):
+    """A value cannot be stored as JSON.
+
+    Attributes:
+        pointer: JSON pointer (RFC 6901) to the offending value; ``""`` is the whole value.
+        problem: what is wrong with it and what to do.
+    """
+
+    def __init__(self, problem: str, /, *, pointer: str = "") -> None:
+        self.pointer = pointer
+        self.problem = problem
+        super().__init__(f"{pointer or 'the value'}: {problem}")
+
+
+class InvalidEvent(InvalidPayload):
+    """An event was refused; nothing was stored.
+
+    Attributes:
+        pointer: JSON pointer into the event, e.g. ``/data/items/3``; in a list of events it
+            starts with the event's index, e.g. ``/17/data/items/3``.
+    """
+
+
+class InvalidDuration(InvalidInput):
+    """A duration cannot be read."""
+
+
+class InvalidKey(InvalidInput):
+    """A match path or key cannot be read."""
+
+
+class InvalidOption(InvalidInput):
+    """An option of a flow is out of its range or contradicts another."""
+
+
+class InvalidHandler(DurableFlowsError, TypeError):
+    """A flow's handler has a signature that cannot be served."""
+
+
+class InvalidSetting(InvalidInput):
+    """A value in the DURABLE_FLOWS setting cannot be used."""
+
+
+class DuplicateFlow(DurableFlowsError):
+    """Two flows share one id."""
+
+
+class UnknownFlow(DurableFlowsError, LookupError):
+    """No flow of this id is registered in this process."""
+
+
+class UnknownRun(DurableFlowsError, LookupError):
+    """There is no run of this id."""
+
+
+class IllegalTransition(DurableFlowsError):
+    """A run cannot go from its state to the one asked for.
+
+    Attributes:
+        state: the state it is in.
+        target: the state that was asked for.
+    """
+
+    def __init__(self, state: str, target: str, /, hint: str = "") -> None:
+        self.state = state
+        self.target = target
+        super().__init__(f"a run that is {state} cannot become {target}{hint and f': {hint}'}")
+
+
+class WrongDatabase(DurableFlowsError):
+    """The caller's transaction is on another database than the app's tables."""
+
+
+# -- what handlers raise and catch -----------------------------------------------------------
+
+
+class NonRetriableError(DurableFlowsError):
+    """The step or the run fails at once, without another attempt."""
+
+
+class RetryAfterError(DurableFlowsError):
+    """The next attempt is made after this delay. It still consumes an attempt.
+
+    Args:
+        delay: a duration (``"30s"``, seconds, timedelta), kept within 1 s and 24 h.
+
+    Attributes:
+        delay: the delay as it was given.
+    """
+
+    def __init__(self, delay: str | float | timedelta, message: str | None = None, /) -> None:
+        self.delay = delay
+        super().__init__(message or f"to be tried again after {delay}")
+
+
+class StepError(DurableFlowsError):
+    """A step failed for good; raised where the step was called, and catchable there.
+
+    Attributes:
+        step: the step's key.
+        name: class name of the error that the step's function raised.
+        message: its message.
+        stack: its traceback as text.
+        code: its ``code`` attribute where it had one, else ``""``.
+    """
+
+    def __init__(self, step: str, name: str, message: str, stack: str = "", code: str = "") -> None:
+        self.step = step
+        self.name = name
+        self.message = message
+        self.stack = stack
+        self.code = code
+        super().__init__(f"step {step!r} failed: {name}: {message}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The error as it is recorded: JSON-ready."""
+        return {
+            "name": self.name,
+            "message": self.message,
+            "stack": self.stack,
+            "code": self.code,
+            "step": self.step,
+        }
+
+
+class NestedStep(NonRetriableError):
+    """A step was called inside another step's function."""
+
+
+class StepInTransaction(NonRetriableError):
+    """A step was called inside an open atomic() block of the handler: its commit would not be one."""
+
+
+class SuspendSwallowed(NonRetriableError):
+    """The handler caught the signal that suspends it; catch Exception, never BaseException."""
+
+
+class MissingMatch(NonRetriableError):
+    """The run's own event has no value at the path that a wait is to match."""
+
+
+class LimitExceeded(NonRetriableError):
+    """A run went over one of its limits."""
+
+
+# -- control flow of a slice: never an Exception, so that `except Exception` lets them through ----
+
+
+class Suspend(BaseException):
+    """The slice ends here; the run goes on when it is woken."""
+
+
+class LeaseLost(BaseException):
+    """Another worker has taken the run over; this slice stops and writes nothing more."""
+
+
+class CancelAsked(BaseException):
+    """The run was asked to stop; the slice ends here and the run ends cancelled."""

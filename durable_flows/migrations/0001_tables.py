@@ -1,0 +1,179 @@
+"""The tables."""
+
+import django.db.models.deletion
+from django.db import migrations, models
+
+
+class Migration(migrations.Migration):
+
+    initial = True
+
+    dependencies = [
+    ]
+
+    operations = [
+        migrations.CreateModel(
+            name='Event',
+            fields=[
+                ('id', models.UUIDField(editable=False, primary_key=True, serialize=False)),
+                ('arrival', models.BigIntegerField(help_text='Its place in the order of arrival.')),
+                ('mark', models.BigIntegerField(help_text='The routing counter when it was stored.')),
+                ('name', models.CharField(max_length=256)),
+                ('data', models.TextField(help_text='JSON text.')),
+                ('user', models.TextField(help_text='JSON text.', null=True)),
+                ('key', models.CharField(default='', help_text="The sender's own id.", max_length=255)),
+                ('ts', models.DateTimeField()),
+                ('received_at', models.DateTimeField()),
+                ('deliver_at', models.DateTimeField(help_text='Routed from then on.')),
+                ('v', models.CharField(default='', max_length=64)),
+                ('target', models.CharField(default='', help_text="A command's flow or run.", max_length=255)),
+                ('sender', models.UUIDField(help_text='The run that sent it.', null=True)),
+                ('depth', models.IntegerField(default=0, help_text='How many runs deep it was sent.')),
+                ('routed', models.BigIntegerField(help_text='Its number in the order of routing.', null=True)),
+                ('routed_at', models.DateTimeField(help_text='When everything it asked for was done.', null=True)),
+                ('error', models.TextField(default='', help_text='Why a command was refused.')),
+            ],
+            options={
+                'indexes': [models.Index(condition=models.Q(('routed_at__isnull', True)), fields=['deliver_at', 'arrival'], name='event_unrouted'), models.Index(fields=['name', 'routed'], name='event_name_routed')],
+            },
+        ),
+        migrations.CreateModel(
+            name='EventKey',
+            fields=[
+                ('id', models.UUIDField(primary_key=True, serialize=False)),
+                ('event', models.ForeignKey(db_constraint=False, db_index=False, on_delete=django.db.models.deletion.DO_NOTHING, to='durable_flows.event')),
+                ('created_at', models.DateTimeField()),
+            ],
+        ),
+        migrations.CreateModel(
+            name='Run',
+            fields=[
+                ('id', models.UUIDField(editable=False, primary_key=True, serialize=False)),
+                ('flow', models.CharField(max_length=255)),
+                ('event', models.ForeignKey(db_constraint=False, help_text='Its trigger.', on_delete=django.db.models.deletion.DO_NOTHING, related_name='runs', to='durable_flows.event')),
+                ('state', models.CharField(choices=[('queued', 'queued'), ('started', 'started'), ('completed', 'completed'), ('failed', 'failed'), ('cancelled', 'cancelled')], default='queued', max_length=10)),
+                ('queue', models.CharField(max_length=255)),
+                ('mark', models.BigIntegerField(help_text="Its trigger's number in the order of routing.")),
+                ('generation', models.IntegerField(default=0, help_text='How often it was retried.')),
+                ('lease', models.BigIntegerField(default=0, help_text='The last fencing token, once it has ended.')),
+                ('result', models.TextField(help_text='JSON text.', null=True)),
+                ('error', models.TextField(help_text='JSON text.', null=True)),
+                ('reason', models.TextField(default='', help_text='Why it failed or was cancelled.')),
+                ('created_at', models.DateTimeField()),
+                ('started_at', models.DateTimeField(null=True)),
+                ('ended_at', models.DateTimeField(null=True)),
+            ],
+            options={
+                'indexes': [models.Index(fields=['flow', '-id'], name='run_flow'), models.Index(condition=models.Q(('state', 'failed')), fields=['-ended_at'], name='run_failed')],
+                'constraints': [models.CheckConstraint(condition=models.Q(models.Q(('ended_at__isnull', True), ('state__in', ['queued', 'started'])), models.Q(('ended_at__isnull', False), ('state__in', ['completed', 'failed', 'cancelled'])), _connector='OR'), name='run_ends_when_it_has_ended')],
+            },
+        ),
+        migrations.CreateModel(
+            name='Due',
+            fields=[
+                ('run', models.OneToOneField(db_constraint=False, on_delete=django.db.models.deletion.DO_NOTHING, primary_key=True, related_name='due', serialize=False, to='durable_flows.run')),
+                ('queue', models.CharField(max_length=255)),
+                ('wake_at', models.DateTimeField(null=True)),
+                ('due_since', models.DateTimeField(help_text='Since when it could go on, for the age of a backlog.')),
+                ('state', models.CharField(choices=[('queued', 'queued'), ('running', 'running'), ('waiting', 'waiting'), ('parked', 'parked'), ('cancelling', 'cancelling')], default='queued', max_length=10)),
+                ('lease', models.BigIntegerField(default=0, help_text='The fencing token; it never goes down.')),
+                ('claims', models.IntegerField(default=0, help_text='Claims in a row that did not end.')),
+                ('nudged', models.BooleanField(default=False, help_text='Woken while it was running.')),
+            ],
+            options={
+                'verbose_name_plural': 'due',
+                'indexes': [models.Index(condition=models.Q(('wake_at__isnull', False)), fields=['queue', 'wake_at'], name='due_next')],
+                'constraints': [models.CheckConstraint(condition=models.Q(models.Q(('state', 'parked'), ('wake_at__isnull', True)), models.Q(models.Q(('state', 'parked'), _negated=True), ('wake_at__isnull', False)), _connector='OR'), name='due_only_the_parked_have_no_wake_time')],
+            },
+        ),
+        migrations.CreateModel(
+            name='Step',
+            fields=[
+                ('pk', models.CompositePrimaryKey('run_id', 'key', blank=True, editable=False, primary_key=True, serialize=False)),
+                ('run', models.ForeignKey(db_constraint=False, db_index=False, on_delete=django.db.models.deletion.DO_NOTHING, related_name='steps', to='durable_flows.run')),
+                ('key', models.CharField(max_length=255)),
+                ('seq', models.IntegerField(help_text="Its place among the run's recorded steps.")),
+                ('kind', models.CharField(choices=[('run', 'run'), ('send', 'send'), ('sleep', 'sleep'), ('wait', 'wait')], max_length=10)),
+                ('state', models.CharField(choices=[('done', 'done'), ('failed', 'failed')], max_length=10)),
+                ('output', models.TextField(help_text='JSON text.', null=True)),
+                ('error', models.TextField(help_text='JSON text.', null=True)),
+                ('until', models.DateTimeField(help_text='The end of a sleep, fixed when it began.', null=True)),
+                ('mark', models.BigIntegerField(help_text='The routing counter when it was recorded.')),
+                ('lease', models.BigIntegerField(help_text='The fencing token of the slice that recorded it.')),
+                ('attempt', models.IntegerField(default=1, help_text='The attempt that was recorded.')),
+                ('started_at', models.DateTimeField()),
+                ('ended_at', models.DateTimeField()),
+            ],
+            options={
+                'constraints': [models.CheckConstraint(condition=models.Q(models.Q(('error__isnull', True), ('state', 'done')), models.Q(('error__isnull', False), ('state', 'failed')), _connector='OR'), name='step_fails_with_an_error')],
+            },
+        ),
+        migrations.CreateModel(
+            name='Attempt',
+            fields=[
+                ('pk', models.CompositePrimaryKey('run_id', 'key', 'n', blank=True, editable=False, primary_key=True, serialize=False)),
+                ('run', models.ForeignKey(db_constraint=False, db_index=False, on_delete=django.db.models.deletion.DO_NOTHING, related_name='attempts', to='durable_flows.run')),
+                ('key', models.CharField(max_length=255)),
+                ('n', models.IntegerField()),
+                ('generation', models.IntegerField(help_text='Each retry of the run has attempts of its own.')),
+                ('error', models.TextField(help_text='JSON text.')),
+                ('failed_at', models.DateTimeField()),
+                ('next_at', models.DateTimeField(help_text='When the next one may begin.', null=True)),
+            ],
+        ),
+        migrations.CreateModel(
+            name='Wait',
+            fields=[
+                ('id', models.UUIDField(primary_key=True, serialize=False)),
+                ('run', models.ForeignKey(db_constraint=False, on_delete=django.db.models.deletion.DO_NOTHING, related_name='waits', to='durable_flows.run')),
+                ('key', models.CharField(help_text="The step's key, or the rule's number.", max_length=255)),
+                ('kind', models.CharField(choices=[('step', 'step'), ('cancel', 'cancel')], max_length=10)),
+                ('event_name', models.CharField(max_length=256)),
+                ('criteria', models.TextField(default='', help_text='What it matches, for people.')),
+                ('match', models.UUIDField(help_text="Hash of the event's name, the paths and their values.")),
+                ('eligible_from', models.BigIntegerField()),
+                ('routed_since', models.DateTimeField(null=True)),
+                ('received_since', models.DateTimeField(null=True)),
+                ('expires_at', models.DateTimeField()),
+                ('created_at', models.DateTimeField()),
+                ('settled_at', models.DateTimeField(null=True)),
+                ('outcome', models.CharField(choices=[('event', 'event'), ('timeout', 'timeout'), ('closed', 'closed')], default='', max_length=10)),
+                ('event', models.ForeignKey(db_constraint=False, db_index=False, null=True, on_delete=django.db.models.deletion.DO_NOTHING, related_name='+', to='durable_flows.event')),
+            ],
+            options={
+                'indexes': [models.Index(condition=models.Q(('settled_at__isnull', True)), fields=['match'], name='wait_pending')],
+            },
+        ),
+        migrations.CreateModel(
+            name='Signature',
+            fields=[
+                ('id', models.UUIDField(primary_key=True, serialize=False)),
+                ('event_name', models.CharField(db_index=True, max_length=256)),
+                ('paths', models.TextField(help_text='JSON text: a list of paths.')),
+                ('complete_from', models.BigIntegerField(null=True)),
+            ],
+        ),
+        migrations.CreateModel(
+            name='EventMatch',
+            fields=[
+                ('pk', models.CompositePrimaryKey('match', 'routed', blank=True, editable=False, primary_key=True, serialize=False)),
+                ('match', models.UUIDField()),
+                ('routed', models.BigIntegerField()),
+                ('event', models.ForeignKey(db_constraint=False, db_index=False, on_delete=django.db.models.deletion.DO_NOTHING, to='durable_flows.event')),
+            ],
+        ),
+        migrations.CreateModel(
+            name='Counter',
+            fields=[
+                ('name', models.CharField(max_length=32, primary_key=True, serialize=False)),
+                ('value', models.BigIntegerField()),
+            ],
+        ),
+        migrations.CreateModel(
+            name='Tick',
+            fields=[
+                ('id', models.SmallIntegerField(primary_key=True, serialize=False)),
+                ('ticked_at', models.DateTimeField()),
+            ],
+        ),
+    ]

@@ -1,0 +1,291 @@
+"""Flows: what a team declares, and where the engine finds it.
+
+The registry knows nothing of the engine; the engine registers the verbs that a flow offers
+(``flow.start``) with `provide`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from durable_flows.errors import (
+    DuplicateFlow,
+    DurableFlowsError,
+    InvalidHandler,
+    InvalidOption,
+    UnknownFlow,
+)
+from durable_flows.rules.backoff import Retries
+from durable_flows.rules.options import MOST_CANCELS, MOST_TRIGGERS, CancelOn, check_event_name
+
+Handler = Callable[..., Any]
+
+#: What a handler may ask for, by parameter name.
+PARAMETERS = ("event", "events", "step", "run")
+ID_LENGTH = 200
+_ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]*[A-Za-z0-9])?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flow:
+    """A durable function.
+
+    Attributes:
+        id: the stable identity of its runs.
+        handler: the function that is replayed.
+        triggers: names of the events that start it.
+        cancel_on: events that cancel its unfinished runs.
+        retries: the policy of its steps and of the code between them.
+        queue: the Celery queue its runs execute on; empty: the project's default.
+        parameters: which of `PARAMETERS` the handler takes.
+    """
+
+    id: str
+    handler: Handler
+    triggers: tuple[str, ...]
+    cancel_on: tuple[CancelOn, ...] = ()
+    retries: Retries = field(default_factory=Retries)
+    queue: str = ""
+    parameters: frozenset[str] = frozenset()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse: a handler runs inside a run, never by itself. Raises TypeError."""
+        raise TypeError(
+            f"flow {self.id!r} is not called like a function: start it with "
+            f"{self.handler.__name__}.start(data), or send one of its events "
+            f"({', '.join(self.triggers) or 'it has none'}) with durable_flows.send()"
+        )
+
+    def start(
+        self, data: dict[str, Any] | None = None, *, user: dict[str, Any] | None = None
+    ) -> str:
+        """Ask for a run, without an event of its own; joins the caller's transaction.
+
+        Args:
+            data: what the handler finds in ``event.data``.
+            user: what it finds in ``event.user``.
+
+        Returns:
+            The run's id. The run exists once the caller's transaction has committed.
+
+        Raises:
+            InvalidEvent: ``data`` or ``user`` cannot be stored.
+        """
+        run_id: str = _verb("start")(self, data, user=user)
+        return run_id
+
+    def arguments(self, available: Mapping[str, Any]) -> dict[str, Any]:
+        """The handler's arguments, picked from what a run can offer."""
+        return {name: available[name] for name in self.parameters}
+
+    @property
+    def place(self) -> str:
+        """Where the handler is defined, for messages."""
+        return f"{self.handler.__module__}.{self.handler.__qualname__}"
+
+
+class Registry:
+    """The flows of this process, by id and by trigger."""
+
+    def __init__(self) -> None:
+        self._flows: dict[str, Flow] = {}
+        self._listening: dict[str, list[Flow]] = {}
+
+    def add(self, flow: Flow) -> None:
+        """Register a flow.
+
+        Raises:
+            DuplicateFlow: another function has this id.
+        """
+        known = self._flows.get(flow.id)
+        if known is not None and known.place != flow.place:
+            raise DuplicateFlow(
+                f"flow id {flow.id!r} is used twice, by {known.place} and by {flow.place}; "
+                "an id is the identity of a flow's runs: give one of them another"
+            )
+        self._flows[flow.id] = flow
+        self._index()
+
+    def get(self, flow_id: str) -> Flow:
+        """The flow of this id.
+
+        Raises:
+            UnknownFlow: there is none in this process.
+        """
+        try:
+            return self._flows[flow_id]
+        except KeyError:
+            raise UnknownFlow(
+                f"no flow {flow_id!r} is registered in this process; is its app in INSTALLED_APPS, "
+                "and does its flows.py (or what flows.py imports) define it?"
+            ) from None
+
+    def find(self, flow_id: str) -> Flow | None:
+        """The flow of this id, or None."""
+        return self._flows.get(flow_id)
+
+    def listening(self, event_name: str) -> Sequence[Flow]:
+        """The flows that an event of this name starts."""
+        return self._listening.get(event_name, ())
+
+    def __iter__(self) -> Iterator[Flow]:
+        return iter(self._flows.values())
+
+    def __len__(self) -> int:
+        return len(self._flows)
+
+    @contextmanager
+    def isolated(self) -> Iterator[None]:
+        """Forget, at the end of the block, what was registered inside it; for tests."""
+        flows = dict(self._flows)
+        try:
+            yield
+        finally:
+            self._flows = flows
+            self._index()
+
+    def _index(self) -> None:
+        self._listening = {}
+        for flow in self._flows.values():
+            for name in flow.triggers:
+                self._listening.setdefault(name, []).append(flow)
+
+
+registry = Registry()
+
+_verbs: dict[str, Callable[..., Any]] = {}
+
+
+def provide(**verbs: Callable[..., Any]) -> None:
+    """Called by the engine: the verbs behind a flow's methods."""
+    _verbs.update(verbs)
+
+
+def _verb(name: str) -> Callable[..., Any]:
+    try:
+        return _verbs[name]
+    except KeyError:
+        raise DurableFlowsError(
+            f"flow.{name}() was called before Django was ready; is 'durable_flows' in INSTALLED_APPS?"
+        ) from None
+
+
+def flow(
+    id: str,
+    *,
+    on: str | Sequence[str] = (),
+    cancel_on: CancelOn | Sequence[CancelOn] = (),
+    retries: int | Retries | None = None,
+    queue: str = "",
+) -> Callable[[Handler], Flow]:
+    """Declare a durable function.
+
+    Args:
+        id: stable identity of its runs: letters, digits and ``. _ / -``, at most 200.
+        on: name of the event that starts it, or up to 10 of them. None: only ``.start()`` does.
+        cancel_on: up to 5 rules for events that cancel its unfinished runs.
+        retries: attempts after the first, of each step and of each stretch of code between steps:
+            a number from 0 to 20, or a `Retries` policy. Default 4.
+        queue: Celery queue on which its runs execute; default the project's.
+
+    Raises:
+        InvalidOption: an option is wrong; the message names the flow, the option and the remedy.
+        InvalidHandler: the function asks for a parameter that no run can offer.
+        DuplicateFlow: another function has this id.
+    """
+    check_id(id)
+
+    def register(handler: Handler) -> Flow:
+        declared = Flow(
+            id=id,
+            handler=handler,
+            triggers=_triggers(id, on),
+            cancel_on=_cancels(id, cancel_on),
+            retries=Retries.of(retries, Retries()),
+            queue=_queue(id, queue),
+            parameters=_parameters(id, handler),
+        )
+        registry.add(declared)
+        return declared
+
+    return register
+
+
+def check_id(id: Any) -> None:
+    """Raise `InvalidOption` unless ``id`` can be a flow's id."""
+    if not isinstance(id, str):
+        raise InvalidOption(
+            f"@flow needs an id as its first argument, as in @flow('send-welcome', on=…), not {id!r}"
+        )
+    if len(id) > ID_LENGTH or not _ID.fullmatch(id):
+        raise InvalidOption(
+            f"flow id {id!r}: an id has letters, digits and . _ / - in between, "
+            f"at most {ID_LENGTH} characters"
+        )
+
+
+def _triggers(id: str, on: str | Sequence[str]) -> tuple[str, ...]:
+    names = (on,) if isinstance(on, str) else tuple(on)
+    if len(names) > MOST_TRIGGERS:
+        raise InvalidOption(
+            f"flow {id!r}: on= takes at most {MOST_TRIGGERS} triggers, not {len(names)}"
+        )
+    for name in names:
+        check_event_name(name, f"flow {id!r}, on=")
+    if len(set(names)) < len(names):
+        raise InvalidOption(f"flow {id!r}: on= names an event twice: {', '.join(names)}")
+    return names
+
+
+def _cancels(id: str, cancel_on: CancelOn | Sequence[CancelOn]) -> tuple[CancelOn, ...]:
+    rules = (cancel_on,) if isinstance(cancel_on, CancelOn) else tuple(cancel_on)
+    if len(rules) > MOST_CANCELS:
+        raise InvalidOption(
+            f"flow {id!r}: cancel_on= takes at most {MOST_CANCELS} rules, not {len(rules)}"
+        )
+    for rule in rules:
+        if not isinstance(rule, CancelOn):
+            raise InvalidOption(
+                f"flow {id!r}: cancel_on= takes CancelOn('event/name', match=…), not {rule!r}"
+            )
+    return rules
+
+
+def _queue(id: str, queue: Any) -> str:
+    if not isinstance(queue, str) or len(queue) > 255:
+        raise InvalidOption(
+            f"flow {id!r}: queue= is the name of a Celery queue of at most 255 characters, not {queue!r}"
+        )
+    return queue
+
+
+def _parameters(id: str, handler: Any) -> frozenset[str]:
+    if not callable(handler):
+        raise InvalidHandler(f"flow {id!r}: @flow decorates a function, not {handler!r}")
+    if inspect.iscoroutinefunction(handler):
+        raise InvalidHandler(
+            f"flow {id!r}: handler {handler.__qualname__} is async; write it with def. "
+            "Its steps may call asgiref's async_to_sync"
+        )
+    taken = set()
+    for parameter in inspect.signature(handler).parameters.values():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise InvalidHandler(f"flow {id!r}: {_choose(handler, str(parameter))}")
+        if parameter.kind is parameter.POSITIONAL_ONLY or parameter.name not in PARAMETERS:
+            if parameter.default is not parameter.empty and parameter.name not in PARAMETERS:
+                continue
+            raise InvalidHandler(f"flow {id!r}: {_choose(handler, parameter.name)}")
+        taken.add(parameter.name)
+    return frozenset(taken)
+
+
+def _choose(handler: Handler, parameter: str) -> str:
+    return (
+        f"handler {handler.__qualname__} asks for {parameter!r}; a handler may take "
+        f"{', '.join(PARAMETERS)}, by these names, and nothing else"
+    )

@@ -1,0 +1,245 @@
+"""Events as values: what a sender says, what a handler gets, and which of them are refused."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from durable_flows.errors import InvalidEvent, InvalidPayload
+from durable_flows.rules import payload
+
+RESERVED = "flows/"
+
+#: Commands are events that ask the engine for something; their target is a flow's or a run's id.
+START = "flows/function.invoked"
+CANCEL = "flows/run.cancel"
+RETRY = "flows/run.retry"
+
+NAME_LENGTH = 256
+ID_LENGTH = 255
+V_LENGTH = 64
+EARLIEST = datetime(1980, 1, 1, tzinfo=UTC)
+LATEST = datetime(2100, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened.
+
+    Attributes:
+        name: 1–256 characters; by convention ``domain/noun.verb``. ``flows/`` is reserved.
+        data: a JSON object.
+        user: a JSON object about the person concerned, or None.
+        id: the sender's own id, unique for the name; a second event of the same id is dropped.
+            In a handler: the sender's id, or else the public one.
+        ts: when it happened: an aware datetime or milliseconds since 1970, 1980–2100. In the
+            future it delays the event until then.
+        v: the version of the data's shape.
+        public_id: the UUIDv7 under which it is stored; given by the engine.
+    """
+
+    name: str
+    data: dict[str, Any] = field(default_factory=dict)
+    user: Any = None  # a dict or None; Any, so that handlers may read event.user["email"]
+    id: str | None = None
+    ts: datetime | int | None = None
+    v: str | None = None
+    public_id: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The event as the engine records it and as match paths read it: JSON-ready."""
+        return {
+            "name": self.name,
+            "data": self.data,
+            "user": self.user,
+            "id": self.id,
+            "ts": _milliseconds(self.ts),
+            "v": self.v,
+            "public_id": self.public_id,
+        }
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Event:
+        """The inverse of `as_dict`."""
+        fields = dict(document)
+        if fields.get("ts") is not None:
+            fields["ts"] = EPOCH + timedelta(milliseconds=fields["ts"])
+        return cls(**fields)
+
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded:
+    """An event that passed every check, ready to be stored."""
+
+    name: str
+    data: str
+    user: str | None
+    key: str
+    ts: datetime | None
+    v: str
+
+    @property
+    def size(self) -> int:
+        """Bytes of its payload."""
+        return len(self.data.encode()) + len((self.user or "").encode())
+
+
+def encode(event: Event, *, limits: payload.Limits, pointer: str = "") -> Encoded:
+    """Check every field of ``event`` and encode it.
+
+    Args:
+        event: what the sender said.
+        limits: sizes that the payload may have.
+        pointer: where the event stands in a list of events, e.g. ``/3``.
+
+    Raises:
+        InvalidEvent: with a JSON pointer to the value that is wrong.
+    """
+    try:
+        _check_object(event.data, f"{pointer}/data")
+        if event.user is not None:
+            _check_object(event.user, f"{pointer}/user")
+        encoded = Encoded(
+            name=_checked_name(event.name, f"{pointer}/name"),
+            data=payload.dumps(event.data, limits=limits, pointer=f"{pointer}/data"),
+            user=event.user and payload.dumps(event.user, limits=limits, pointer=f"{pointer}/user"),
+            key=_checked_text(event.id, f"{pointer}/id", ID_LENGTH),
+            ts=_checked_ts(event.ts, f"{pointer}/ts"),
+            v=_checked_text(event.v, f"{pointer}/v", V_LENGTH),
+        )
+    except InvalidEvent:
+        raise
+    except InvalidPayload as error:
+        raise InvalidEvent(error.problem, pointer=error.pointer) from error
+    if encoded.size > limits.max_bytes:
+        raise InvalidEvent(
+            f"the event has {encoded.size:,} bytes, more than the limit of {limits.max_bytes:,}; "
+            "store the large part elsewhere and send a reference to it",
+            pointer=pointer,
+        )
+    return encoded
+
+
+def encode_all(events: Sequence[Event], *, limits: payload.Limits) -> list[Encoded]:
+    """Check and encode a list; pointers start with the event's index unless it is alone."""
+    alone = len(events) == 1
+    return [
+        encode(event, limits=limits, pointer="" if alone else f"/{index}")
+        for index, event in enumerate(events)
+    ]
+
+
+def encode_command(
+    name: str, data: dict[str, Any], user: dict[str, Any] | None, *, limits: payload.Limits
+) -> Encoded:
+    """Check and encode what a command carries; its name is the engine's own.
+
+    Raises:
+        InvalidEvent: with a JSON pointer to the value that is wrong.
+    """
+    return replace(encode(Event("command", data, user=user), limits=limits), name=name)
+
+
+def check_name(name: Any) -> str:
+    """The name of an event that somebody listens to or waits for.
+
+    Raises:
+        InvalidEvent: it is no event name.
+    """
+    return _checked_plain_name(name, "/name")
+
+
+def received(event: Event, **changes: Any) -> Event:
+    """A copy of ``event`` with the fields that the engine gives it."""
+    return replace(event, **changes)
+
+
+def _checked_name(name: Any, pointer: str) -> str:
+    _checked_plain_name(name, pointer)
+    if name.lower().startswith(RESERVED):
+        raise InvalidEvent(
+            f"{name!r} starts with {RESERVED!r}, which is reserved for the engine's own events; "
+            "choose another prefix",
+            pointer=pointer,
+        )
+    return str(name)
+
+
+def _checked_plain_name(name: Any, pointer: str) -> str:
+    if not isinstance(name, str):
+        raise InvalidEvent(f"an event's name is text, not {type(name).__name__}", pointer=pointer)
+    if not 1 <= len(name) <= NAME_LENGTH:
+        raise InvalidEvent(
+            f"an event's name has 1 to {NAME_LENGTH} characters, this one has {len(name)}",
+            pointer=pointer,
+        )
+    if name != name.strip():
+        raise InvalidEvent(f"{name!r} has blanks at its ends; strip them", pointer=pointer)
+    _refuse_control_characters(name, pointer)
+    return name
+
+
+def _checked_text(value: Any, pointer: str, longest: int) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise InvalidEvent(f"this is text or None, not {type(value).__name__}", pointer=pointer)
+    if not 1 <= len(value) <= longest:
+        raise InvalidEvent(
+            f"this has 1 to {longest} characters, not {len(value)}; leave it out for none",
+            pointer=pointer,
+        )
+    _refuse_control_characters(value, pointer)
+    return value
+
+
+def _refuse_control_characters(text: str, pointer: str) -> None:
+    for character in text:
+        if unicodedata.category(character) in ("Cc", "Cs"):
+            raise InvalidEvent(
+                f"{text!r} has the control character {character!r}; remove it", pointer=pointer
+            )
+
+
+def _check_object(value: Any, pointer: str) -> None:
+    if not isinstance(value, dict):
+        raise InvalidEvent(
+            f"this must be a JSON object (a dict), not {type(value).__name__}", pointer=pointer
+        )
+
+
+def _checked_ts(ts: Any, pointer: str) -> datetime | None:
+    if ts is None:
+        return None
+    if isinstance(ts, int) and not isinstance(ts, bool):
+        moment = EPOCH + timedelta(milliseconds=min(max(ts, 0), 10**13))
+    elif isinstance(ts, datetime):
+        if ts.tzinfo is None:
+            raise InvalidEvent(
+                "a naive datetime leaves its zone open; pass an aware one", pointer=pointer
+            )
+        moment = ts
+    else:
+        raise InvalidEvent(
+            "this must be an aware datetime or milliseconds since 1970 as an int, "
+            f"not {type(ts).__name__}",
+            pointer=pointer,
+        )
+    if not EARLIEST <= moment < LATEST:
+        raise InvalidEvent(
+            f"{ts!r} is outside the years 1980 to 2100; an int counts milliseconds, not seconds",
+            pointer=pointer,
+        )
+    return moment
+
+
+def _milliseconds(ts: datetime | int | None) -> int | None:
+    if isinstance(ts, datetime):
+        return (ts - EPOCH) // timedelta(milliseconds=1)
+    return ts

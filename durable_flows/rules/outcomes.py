@@ -1,0 +1,80 @@
+"""What follows from a failure: another attempt, or the end."""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from durable_flows.errors import InvalidInput, NonRetriableError, RetryAfterError, StepError
+from durable_flows.rules import backoff
+
+STACK_CHARACTERS = 20_000
+MESSAGE_CHARACTERS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Try again after ``delay``."""
+
+    delay: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """No further attempt."""
+
+
+def after_failure(
+    error: Exception, policy: backoff.Retries, *, failures: int, spread: float
+) -> Retry | GiveUp:
+    """Decide what follows the failure number ``failures`` (1 for the first).
+
+    A `StepError` that reaches the handler's end is final: its step has had its attempts. So is what
+    would fail in the same way each time.
+    ``spread`` in [0, 1) is the random number behind the jitter.
+    """
+    final = isinstance(error, NonRetriableError | StepError | InvalidInput)
+    if final or failures > policy.limit:
+        return GiveUp()
+    if isinstance(error, RetryAfterError):
+        return Retry(_asked_for(error))
+    if not isinstance(error, policy.on):
+        return GiveUp()
+    return Retry(backoff.delay(policy, failures, spread=spread))
+
+
+def _asked_for(error: RetryAfterError) -> timedelta:
+    """The delay that was asked for; bare seconds in text too, as in an HTTP Retry-After header.
+
+    Raises:
+        InvalidDuration: it cannot be read.
+    """
+    delay = error.delay
+    if isinstance(delay, str) and delay.strip().isdigit():
+        delay = int(delay)
+    return backoff.retry_after(delay)
+
+
+def describe(error: BaseException, *, step: str = "") -> dict[str, Any]:
+    """An error as it is recorded: JSON-ready, with everything in it cut to a size that can be stored."""
+    if isinstance(error, StepError):
+        return error.as_dict()
+    stack = "".join(traceback.format_exception(error))
+    code = getattr(error, "code", "")
+    return {
+        "name": type(error).__name__,
+        "message": _storable(str(error), MESSAGE_CHARACTERS),
+        "stack": _storable(stack, STACK_CHARACTERS),
+        "code": _storable(str(code), 255) if isinstance(code, str | int) else "",
+        "step": step,
+    }
+
+
+def _storable(text: str, most: int) -> str:
+    """Text without what a database or JSON refuses; too long a text loses its middle, not its end."""
+    clean = text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
+    if len(clean) <= most:
+        return clean
+    return f"{clean[: most // 4]}\n… {len(clean) - most:,} characters left out …\n{clean[-most * 3 // 4 :]}"

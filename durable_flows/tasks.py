@@ -1,0 +1,39 @@
+"""The Celery tasks: one engine verb each. They carry nothing; the rows say what is to be done."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import shared_task
+
+from durable_flows.engine import execute, leases, ring
+from durable_flows.engine import tick as housekeeping
+from durable_flows.engine.route import route as route_events
+
+#: A lost doorbell is found by the tick: nothing is redelivered, nothing stored, nothing timed out.
+_OPTIONS: dict[str, Any] = {"ignore_result": True, "acks_late": False, "serializer": "json"}
+
+
+@shared_task(name=ring.ROUTE, **_OPTIONS)
+def route() -> None:
+    """Route events, then execute what they started or woke on this worker's own queues."""
+    if route_events():
+        for queue in sorted(ring.served() or {ring.default_queue()}):
+            _drain(queue)
+
+
+@shared_task(name=ring.DRAIN, **_OPTIONS)
+def drain(queue: str) -> None:
+    """Execute the due runs of a queue."""
+    _drain(queue)
+
+
+@shared_task(name=ring.TICK, **_OPTIONS)
+def tick() -> None:
+    """Find what lost doorbells left behind."""
+    housekeeping.tick()
+
+
+def _drain(queue: str) -> None:
+    leases.watch()
+    execute.drain(queue)

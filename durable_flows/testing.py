@@ -1,0 +1,285 @@
+"""The test kit: play flows through without a broker, without a worker and without waiting.
+
+    from durable_flows.testing import advance, drain, run_of, send
+
+    def test_a_reminder_goes_out_after_a_day(db):
+        event_id = send("cart/product.added", {"cart_id": "c1"}, user={"email": "ada@example.com"})
+        drain()
+        advance("24h")
+        assert run_of(event_id).state == "completed"
+
+Inside a test's transaction everything works but what needs two of them at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from durable_flows import conf
+from durable_flows.engine import failpoints, ingest, leases
+from durable_flows.engine import tick as housekeeping
+from durable_flows.errors import UnknownRun
+from durable_flows.models import Due, Event, Run
+from durable_flows.rules import clock, durations, events, payload
+
+__all__ = [
+    "Crash",
+    "RunView",
+    "StepView",
+    "advance",
+    "crash_after",
+    "drain",
+    "run_of",
+    "runs_of",
+    "send",
+]
+
+MOST_ROUNDS = 10_000
+
+
+class Crash(BaseException):
+    """The worker has "died" here: nothing of what follows is executed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepView:
+    """A recorded step.
+
+    Attributes:
+        key: its key: the id, or ``id#2`` for its second repetition.
+        kind: run, send, sleep or wait.
+        state: done or failed.
+        output: its result, decoded; for a wait the event as a dict, or None.
+        error: how it failed, as a dict, or None.
+    """
+
+    key: str
+    kind: str
+    state: str
+    output: Any
+    error: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunView:
+    """A run as it stands.
+
+    Attributes:
+        id: its id.
+        flow: its flow's id.
+        state: queued, started, completed, failed or cancelled.
+        activity: queued, running, waiting, parked or cancelling; empty once it has ended.
+        result: what the handler returned, decoded.
+        error: how it failed, as a dict, or None.
+        reason: why it failed or was cancelled.
+        wake_at: when it goes on by itself, or None.
+        steps: what is recorded, in order.
+        attempts: the failed attempts: key → number.
+    """
+
+    id: str
+    flow: str
+    state: str
+    activity: str
+    result: Any
+    error: dict[str, Any] | None
+    reason: str
+    wake_at: datetime | None
+    steps: tuple[StepView, ...]
+    attempts: dict[str, int]
+
+    @property
+    def step_keys(self) -> list[str]:
+        """The keys of the recorded steps, in order."""
+        return [step.key for step in self.steps]
+
+    def step(self, key: str) -> StepView:
+        """The recorded step of this key.
+
+        Raises:
+            KeyError: none is recorded.
+        """
+        for step in self.steps:
+            if step.key == key:
+                return step
+        raise KeyError(f"run {self.id} has recorded {self.step_keys}, not {key!r}")
+
+
+def send(
+    name: str | events.Event,
+    data: dict[str, Any] | None = None,
+    **fields: Any,
+) -> str:
+    """Send one event, as `durable_flows.send`, and return its public id alone."""
+    return ingest.send(name, data, **fields)[0]
+
+
+def drain() -> int:
+    """Route all events and execute all runs that are due now, until nothing is left to do.
+
+    Returns:
+        How many events were routed and slices executed.
+    """
+    count = 0
+    for _ in range(MOST_ROUNDS):
+        try:
+            done = housekeeping.turn_by_hand()
+        except Crash:
+            _let_leases_lapse()
+            return count
+        if not done:
+            return count
+        count += done
+    raise AssertionError(
+        f"after {MOST_ROUNDS:,} rounds there is still something due: does a flow send its own trigger?"
+    )
+
+
+def advance(by: str | float | timedelta, *, play: bool = True) -> None:
+    """Move the clock forward, stopping wherever a timer falls due.
+
+    Args:
+        by: ``"24h"``, a timedelta or seconds.
+        play: whether to drain at each stop and at the end; otherwise the clock jumps, and nothing
+            is executed, as if all workers were away.
+    """
+    delta = durations.parse(by, what="advance()")
+    if play:
+        drain()  # what starts now starts its timers now
+    target = clock.now() + delta
+    if play:
+        while (moment := _next_timer()) is not None and moment <= target:
+            _move_to(moment)
+            if not drain():
+                break
+    _move_to(target)
+    if play:
+        drain()
+
+
+def run_of(event_id: str, flow: str | None = None) -> RunView:
+    """The run that an event started.
+
+    Args:
+        event_id: as returned by `send`; also the id of a run itself, as returned by ``flow.start``.
+        flow: the flow's id, where the event started several.
+
+    Raises:
+        UnknownRun: there is no such run, or more than one.
+    """
+    found = runs_of(event_id, flow)
+    if len(found) != 1:
+        flows = ", ".join(sorted(run.flow for run in found)) or "none"
+        raise UnknownRun(
+            f"event {event_id} started {len(found)} runs ({flows}), not one; "
+            "has drain() been called? name the flow if there are several"
+        )
+    return found[0]
+
+
+def runs_of(event_id: str, flow: str | None = None) -> list[RunView]:
+    """The runs that an event started, by flow id."""
+    using = conf.settings().DATABASE
+    runs = Run.objects.using(using).filter(event_id=event_id) | Run.objects.using(using).filter(
+        pk=event_id
+    )
+    if flow is not None:
+        runs = runs.filter(flow=flow)
+    return [_view(run) for run in runs.order_by("flow")]
+
+
+@contextmanager
+def crash_after(step: str, *, recorded: bool = True, times: int = 1) -> Iterator[None]:
+    """Let the worker "die" right after a step: its run is taken over at the next `drain`.
+
+    Args:
+        step: the step's key.
+        recorded: after its result was committed; otherwise after its function ran and before that.
+        times: how often.
+    """
+    place = "step_recorded" if recorded else "step_ran"
+    with crash_at(place, step, times=times):
+        yield
+
+
+@contextmanager
+def crash_at(place: str, detail: str | None = None, *, times: int = 1) -> Iterator[None]:
+    """Let the worker "die" at a named place of the engine."""
+    left = times
+
+    def trap(reached: str, about: str) -> None:
+        nonlocal left
+        if left and reached == place and detail in (None, about):
+            left -= 1
+            raise Crash(f"{place} {about}")
+
+    before, failpoints.trap = failpoints.trap, trap
+    try:
+        yield
+    finally:
+        failpoints.trap = before
+
+
+def _let_leases_lapse() -> None:
+    """A dead worker renews nothing: its runs are due again."""
+    for run_id, lease in leases.held().items():
+        Due.objects.using(conf.settings().DATABASE).filter(pk=run_id, lease=lease).update(
+            wake_at=clock.now()
+        )
+        leases.release(run_id)
+
+
+def _next_timer() -> datetime | None:
+    using = conf.settings().DATABASE
+    now = clock.now()
+    run = Due.objects.using(using).filter(wake_at__gt=now).order_by("wake_at").first()
+    event = (
+        Event.objects.using(using)
+        .filter(routed_at__isnull=True, deliver_at__gt=now)
+        .order_by("deliver_at")
+        .first()
+    )
+    moments = (run.wake_at if run else None, event.deliver_at if event else None)
+    return min((moment for moment in moments if moment is not None), default=None)
+
+
+def _move_to(moment: datetime) -> None:
+    by = max(timedelta(0), moment - clock.now())
+    leases.move(by)
+    clock.advance(by)
+
+
+def _view(run: Run) -> RunView:
+    due = Due.objects.using(run._state.db).filter(pk=run.pk).first()
+    attempts: dict[str, int] = {}
+    for key in run.attempts.values_list("key", flat=True):
+        attempts[key] = attempts.get(key, 0) + 1
+    return RunView(
+        id=str(run.pk),
+        flow=run.flow,
+        state=run.state,
+        activity=due.state if due else "",
+        result=_decoded(run.result),
+        error=_decoded(run.error),
+        reason=run.reason,
+        wake_at=due.wake_at if due else None,
+        steps=tuple(
+            StepView(
+                key=step.key,
+                kind=step.kind,
+                state=step.state,
+                output=_decoded(step.output),
+                error=_decoded(step.error),
+            )
+            for step in run.steps.order_by("seq")
+        ),
+        attempts=attempts,
+    )
+
+
+def _decoded(text: str | None) -> Any:
+    return None if text is None else payload.loads(text)
