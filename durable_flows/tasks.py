@@ -17,9 +17,8 @@ _OPTIONS: dict[str, Any] = {"ignore_result": True, "acks_late": False, "serializ
 @shared_task(name=ring.ROUTE, **_OPTIONS)
 def route() -> None:
     """Route events, then execute what they started or woke on this worker's own queues."""
-    if route_events():
-        for queue in sorted(ring.served() or {ring.default_queue()}):
-            _drain(queue)
+    for queue in sorted(route_events().queues & ring.served()):
+        _drain(queue)
 
 
 @shared_task(name=ring.DRAIN, **_OPTIONS)

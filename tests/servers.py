@@ -98,11 +98,9 @@ class Server(ABC):
         """Start it, and return when it answers; else raise ServerError with its log."""
         if not self.data.exists():
             self._prepare()
-        if self.port:
-            answers = self._start_once()
-        else:  # a free port may be taken by somebody else before the server takes it
-            answers = any(self._start_once(free_port()) for _ in range(3))
-        if not answers:
+        # A free port may be taken by somebody else before the server takes it.
+        ports = [self.port] if self.port else (free_port() for _ in range(3))
+        if not any(self._start_on(port) for port in ports):
             raise ServerError(f"{self.name} does not start:\n{self._said()}")
 
     def restart(self, *, crash: bool = False) -> None:
@@ -124,8 +122,8 @@ class Server(ABC):
     @abstractmethod
     def _is_ready(self) -> bool: ...
 
-    def _start_once(self, port: int = 0) -> bool:
-        self.port = port or self.port
+    def _start_on(self, port: int) -> bool:
+        self.port = port
         self._spawn()
         if self._becomes_ready():
             return True

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from durable_flows import conf
 from durable_flows.engine import (
@@ -37,25 +37,33 @@ logger = logging.getLogger(__name__)
 LOCK = 0x646C6F77  # "dlow": the advisory lock of the one router
 
 
-def route() -> int:
-    """Route everything that is to be routed now. Returns the number of events.
+@dataclass(slots=True)
+class Routing:
+    """What has been routed: how many events, and on which queues there is something to do now."""
 
-    Leaves at once if another router is at work: after each batch that one looks for more.
+    events: int = 0
+    queues: set[str] = field(default_factory=set)
+
+
+def route() -> Routing:
+    """Route everything that is to be routed now.
+
+    Rings for the queues on which there is something to do, but for those that this worker serves
+    itself: its task goes on to drain them. Leaves at once if another router is at work: after each
+    batch that one looks for more.
     """
     clocksync.synchronise()
-    count = 0
-    while True:
-        new_runs = _admit_batch()
-        if new_runs is None:
-            return count
+    done = Routing()
+    while (new_runs := _admit_batch(done)) is not None:
         failpoints.reach("between_routing_transactions")
-        settled = _settle_batch(new_runs)
-        if settled is None:
-            return count
-        count += settled
+        if not _settle_batch(done, new_runs):
+            break
+    for queue in done.queues - ring.served():
+        ring.drain(queue)
+    return done
 
 
-def _admit_batch() -> list[uuid.UUID] | None:
+def _admit_batch(done: Routing) -> list[uuid.UUID] | None:
     """The first transaction. None: nothing to do, or another router does it."""
     with sql.atomic():
         if not sql.try_lock(LOCK):
@@ -65,28 +73,31 @@ def _admit_batch() -> list[uuid.UUID] | None:
             return None
         batch = _number(batch)
         starts = [start for event in batch for start in _starts(event)]
-        signatures.write(admit.cancel_signatures(starts))
-        _note_matches(batch)
+        _backfill(signatures.write(admit.cancel_signatures(starts)), starts)
+        _note_matches(batch, signatures.read({event.event.name for event in batch}))
         new_runs = admit.start_runs(starts)
-        sql.on_commit(lambda: _ring_for(starts))
+    done.queues |= {start.queue for start in starts}
     return new_runs
 
 
-def _settle_batch(new_runs: Sequence[uuid.UUID]) -> int | None:
-    """The second transaction: anew, what is numbered and not routed. None: another router does it."""
+def _settle_batch(done: Routing, new_runs: Sequence[uuid.UUID]) -> bool:
+    """The second transaction: anew, what is numbered and not routed. False: another router does it."""
     with sql.atomic():
         if not sql.try_lock(LOCK):
-            return None
+            return False
         batch = stored.unrouted(
             "e.routed IS NOT NULL", now=clock.now(), most=conf.settings().ROUTE_BATCH
         )
-        hits = settle.offer(batch) + settle.look_back_for_cancels(new_runs)
+        queues, hits = settle.offer(batch)
+        hits += settle.look_back_for_cancels(new_runs)
         settle.end_cancel_waits(hits)
         cancel.ask({hit.run_id: f"event {hit.event.name} {hit.event_id}" for hit in hits})
         refused = _obey([event for event in batch if event.event.name in _COMMANDS])
         _mark_routed(batch, refused)
         failpoints.reach("before_routed_commit")
-    return len(batch)
+    done.events += len(batch)
+    done.queues |= queues
+    return True
 
 
 def _number(batch: Sequence[Routed]) -> list[Routed]:
@@ -117,9 +128,8 @@ def _starts(event: Routed) -> list[admit.Start]:
     ]
 
 
-def _note_matches(batch: Sequence[Routed]) -> None:
+def _note_matches(batch: Sequence[Routed], in_use: signatures.Signatures) -> None:
     """Write what the events match, for waits that will look back."""
-    in_use = signatures.read({event.event.name for event in batch})
     rows = [
         (match, event.routed, event.id)
         for event in batch
@@ -133,6 +143,16 @@ def _note_matches(batch: Sequence[Routed]) -> None:
             "event_id": [row[2] for row in rows],
         },
     )
+
+
+def _backfill(new: signatures.Signatures, starts: Sequence[admit.Start]) -> None:
+    """Match, by signatures that cancel rules use for the first time, what may cancel these runs.
+
+    Only what arrived after a trigger and was routed before it: a trigger that was long in coming.
+    """
+    if new:
+        since = min(start.trigger.mark for start in starts)
+        _note_matches(stored.routed_since(since, list(new)), new)
 
 
 _COMMANDS = frozenset({events.CANCEL, events.RETRY})
@@ -158,7 +178,7 @@ def _obey_one(command: Routed) -> None:
         admit.go_on(run_id, command)
 
 
-def _mark_routed(batch: Sequence[Routed], refused: dict[uuid.UUID, str]) -> None:
+def _mark_routed(batch: Sequence[Routed], refused: Mapping[uuid.UUID, str]) -> None:
     sql.execute(
         "UPDATE durable_flows_event SET routed_at = %(now)s::timestamptz "
         f"WHERE {sql.among('id', 'ids')}",
@@ -169,8 +189,3 @@ def _mark_routed(batch: Sequence[Routed], refused: dict[uuid.UUID, str]) -> None
             "UPDATE durable_flows_event SET error = %(error)s WHERE id = %(id)s",
             {"id": event_id, "error": error},
         )
-
-
-def _ring_for(starts: Sequence[admit.Start]) -> None:
-    for queue in {start.queue for start in starts}:
-        ring.drain(queue)

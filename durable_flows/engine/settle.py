@@ -200,16 +200,21 @@ class _Pending:
         )
 
 
-def offer(batch: Sequence[Routed]) -> list[CancelHit]:
-    """Offer events to every pending wait: end the waits of steps, wake their runs, report cancels."""
+def offer(batch: Sequence[Routed]) -> tuple[set[str], list[CancelHit]]:
+    """Offer events to every pending wait: end the waits of steps, wake their runs.
+
+    Returns:
+        The queues of the runs that were woken, and the cancel rules that were hit.
+    """
     by_hash = _by_hash(batch)
     taken = _take(_read_pending(list(by_hash)), by_hash)
-    _resume([pair for pair in taken if pair[0].kind == WaitKind.STEP])
-    return [
+    queues = _resume([pair for pair in taken if pair[0].kind == WaitKind.STEP])
+    hits = [
         CancelHit(pending.run_id, pending.id, event.event, event.id)
         for pending, event in taken
         if pending.kind == WaitKind.CANCEL
     ]
+    return queues, hits
 
 
 def _take(
@@ -256,10 +261,10 @@ def end_cancel_waits(hits: Iterable[CancelHit]) -> None:
     _end([(hit.wait_id, hit.event_id) for hit in hits], WaitOutcome.EVENT)
 
 
-def wake(run_ids: Iterable[uuid.UUID]) -> None:
+def wake(run_ids: Iterable[uuid.UUID]) -> set[str]:
     """Make suspended runs due now; one that is running goes on at once after it suspends.
 
-    Their due rows must be locked, in the order of `lock_due`.
+    Their due rows must be locked, in the order of `lock_due`. Returns their queues.
     """
     rows = sql.execute(
         "UPDATE durable_flows_due SET "
@@ -270,8 +275,7 @@ def wake(run_ids: Iterable[uuid.UUID]) -> None:
         f"WHERE {sql.among('run_id', 'runs')} RETURNING queue",
         {"now": clock.now(), "runs": list(run_ids)},
     )
-    for queue in {row[0] for row in rows}:
-        sql.on_commit(lambda queue=queue: ring.drain(queue))  # type: ignore[misc]
+    return {row[0] for row in rows}
 
 
 def lock_due(run_ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, tuple[str, int]]:
@@ -317,14 +321,12 @@ def _read_pending(hashes: list[uuid.UUID]) -> list[_Pending]:
     ]
 
 
-def _resume(pairs: Sequence[tuple[_Pending, Routed]]) -> None:
+def _resume(pairs: Sequence[tuple[_Pending, Routed]]) -> set[str]:
     if not pairs:
-        return
+        return set()
     lock_due(pending.run_id for pending, _ in pairs)
     ended = set(_end([(pending.id, event.id) for pending, event in pairs], WaitOutcome.EVENT))
-    woken = {pending.run_id for pending, _ in pairs if pending.id in ended}
-    if woken:
-        wake(woken)
+    return wake({pending.run_id for pending, _ in pairs if pending.id in ended})
 
 
 def _end(

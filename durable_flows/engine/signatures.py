@@ -25,17 +25,23 @@ def signature_id(event_name: str, paths: Paths) -> uuid.UUID:
     return keys.match_hash("flows/signature", ["name", "paths"], [event_name, list(paths)])
 
 
-def write(wanted: Iterable[tuple[str, Paths]]) -> None:
-    """See to it that routers look for these: in the wait's own transaction, or before it."""
+def write(wanted: Iterable[tuple[str, Paths]]) -> dict[str, list[Paths]]:
+    """See to it that routers look for these: in the wait's own transaction, or before it.
+
+    Returns:
+        Those that were new, by event name.
+    """
     rows = sorted({(signature_id(name, paths), name, json.dumps(paths)) for name, paths in wanted})
-    sql.insert(
+    new = sql.insert(
         Signature,
         {
             "id": [row[0] for row in rows],
             "event_name": [row[1] for row in rows],
             "paths": [row[2] for row in rows],
         },
+        suffix="ON CONFLICT DO NOTHING RETURNING event_name, paths",
     )
+    return _by_name(new)
 
 
 def read(event_names: Iterable[str]) -> Signatures:
@@ -45,6 +51,10 @@ def read(event_names: Iterable[str]) -> Signatures:
         f"WHERE {sql.among('event_name', 'names')}",
         {"names": sorted(set(event_names))},
     )
+    return _by_name(rows)
+
+
+def _by_name(rows: Iterable[sql.Row]) -> dict[str, list[Paths]]:
     found: dict[str, list[Paths]] = defaultdict(list)
     for name, paths in rows:
         found[name].append(tuple(json.loads(paths)))

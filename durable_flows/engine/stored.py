@@ -56,6 +56,9 @@ def event_id(found: Event) -> uuid.UUID:
     return uuid.UUID(found.public_id)
 
 
+_ROUTED = "e.routed, e.received_at, e.deliver_at, e.arrival, e.mark, e.target, e.depth"
+
+
 def unrouted(condition: str, *, now: datetime, most: int) -> list[Routed]:
     """Events whose time has come and that still ask for something, in order of delivery.
 
@@ -65,11 +68,20 @@ def unrouted(condition: str, *, now: datetime, most: int) -> list[Routed]:
         most: of how many.
     """
     rows = sql.execute(
-        "SELECT e.routed, e.received_at, e.deliver_at, e.arrival, e.mark, e.target, e.depth, "
-        f"{columns('e')} FROM durable_flows_event e "
+        f"SELECT {_ROUTED}, {columns('e')} FROM durable_flows_event e "
         f"WHERE e.routed_at IS NULL AND e.deliver_at <= %(now)s AND {condition} "
         "ORDER BY e.deliver_at, e.arrival LIMIT %(most)s",
         {"now": now, "most": most},
+    )
+    return [_routed(row) for row in rows]
+
+
+def routed_since(number: int, names: Sequence[str]) -> list[Routed]:
+    """Events of these names with a higher number in the order of routing."""
+    rows = sql.execute(
+        f"SELECT {_ROUTED}, {columns('e')} FROM durable_flows_event e "
+        f"WHERE {sql.among('e.name', 'names')} AND e.routed > %(number)s ORDER BY e.routed",
+        {"names": list(names), "number": number},
     )
     return [_routed(row) for row in rows]
 

@@ -37,7 +37,7 @@ def turn_by_hand() -> int:
     Returns:
         The number of events routed and slices executed.
     """
-    count = route()
+    count = route().events
     unpark_known()
     for queue in queues():
         count += execute.drain(queue)
