@@ -12,7 +12,7 @@ import json
 import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any
@@ -30,6 +30,7 @@ observers: list[Callable[[str], None]] = []
 PREPARE_AFTER = 2  # executions before psycopg prepares a statement
 _ONLY_POSTGRES = re.compile(r"::[a-z]+(\[\])?|FOR (SHARE|UPDATE)( OF \w+)?( SKIP LOCKED)?")
 SQLITE_VARIABLES = 30_000  # below the 32,766 of a stock SQLite
+SQLITE_AT_ONCE = 1_000  # variables of one INSERT
 SEQUENCES = {"arrival": "durable_flows_arrival", "routed": "durable_flows_routed"}
 
 
@@ -192,15 +193,17 @@ def _insert_sqlite(
 ) -> list[Row]:
     result: list[Row] = []
     rows = list(zip(*columns.values(), strict=True))
-    at_once = max(1, SQLITE_VARIABLES // len(columns))
-    for start in range(0, len(rows), at_once):
-        params: dict[str, Any] = {}
-        tuples = []
-        for index, row in enumerate(rows[start : start + at_once]):
-            names = [f"p{index}_{column}" for column in range(len(row))]
-            params.update(zip(names, row, strict=True))
-            tuples.append(f"({', '.join([*(f'%({name})s' for name in names), *computed])})")
-        result += execute(f"{head} VALUES {', '.join(tuples)} {suffix}", params)
+    # SQLite looks each name up in the list of those before it: many short statements are faster.
+    at_once = max(1, SQLITE_AT_ONCE // len(columns))
+    with atomic() if len(rows) > at_once else nullcontext():  # all or none
+        for start in range(0, len(rows), at_once):
+            params: dict[str, Any] = {}
+            tuples = []
+            for index, row in enumerate(rows[start : start + at_once]):
+                names = [f"p{index}_{column}" for column in range(len(row))]
+                params.update(zip(names, row, strict=True))
+                tuples.append(f"({', '.join([*(f'%({name})s' for name in names), *computed])})")
+            result += execute(f"{head} VALUES {', '.join(tuples)} {suffix}", params)
     return result
 
 
