@@ -107,3 +107,18 @@ def pytest_terminal_summary(
 
 
 # -- fixtures --------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays() -> Iterator[None]:
+    """What a test declares, moves or traps is gone after it: flows, the clock, failpoints, leases."""
+    from durable_flows.engine import failpoints, leases
+    from durable_flows.registry import registry
+    from durable_flows.rules import clock
+
+    with registry.isolated():
+        yield
+    clock.reset()
+    failpoints.trap = None
+    for run_id in leases.held():
+        leases.release(run_id)
