@@ -192,8 +192,20 @@ def runs_of(event_id: str, flow: str | None = None) -> list[RunView]:
     return [_view(run) for run in runs.order_by("flow")]
 
 
+@dataclass(slots=True)
+class CrashView:
+    """How often the worker has "died" so far."""
+
+    count: int = 0
+
+    @property
+    def happened(self) -> bool:
+        """Whether the place was reached at all."""
+        return self.count > 0
+
+
 @contextmanager
-def crash_after(step: str, *, recorded: bool = True, times: int = 1) -> Iterator[None]:
+def crash_after(step: str, *, recorded: bool = True, times: int = 1) -> Iterator[CrashView]:
     """Let the worker "die" right after a step: its run is taken over at the next `drain`.
 
     Args:
@@ -202,24 +214,23 @@ def crash_after(step: str, *, recorded: bool = True, times: int = 1) -> Iterator
         times: how often.
     """
     place = "step_recorded" if recorded else "step_ran"
-    with crash_at(place, step, times=times):
-        yield
+    with crash_at(place, step, times=times) as view:
+        yield view
 
 
 @contextmanager
-def crash_at(place: str, detail: str | None = None, *, times: int = 1) -> Iterator[None]:
+def crash_at(place: str, detail: str | None = None, *, times: int = 1) -> Iterator[CrashView]:
     """Let the worker "die" at a named place of the engine."""
-    left = times
+    view = CrashView()
 
     def trap(reached: str, about: str) -> None:
-        nonlocal left
-        if left and reached == place and detail in (None, about):
-            left -= 1
+        if view.count < times and reached == place and detail in (None, about):
+            view.count += 1
             raise Crash(f"{place} {about}")
 
     before, failpoints.trap = failpoints.trap, trap
     try:
-        yield
+        yield view
     finally:
         failpoints.trap = before
 

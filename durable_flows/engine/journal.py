@@ -39,8 +39,8 @@ _RECORD = (
 _RECORD_FAILURE = (
     _MINE + "INSERT INTO durable_flows_attempt "
     "(run_id, key, n, generation, error, failed_at, next_at) "
-    "SELECT run_id, %(key)s, (SELECT coalesce(max(n), 0) + 1 FROM durable_flows_attempt "
-    "WHERE run_id = %(run)s AND key = %(key)s), %(generation)s, %(error)s, "
+    "SELECT run_id, %(key)s::text, (SELECT coalesce(max(n), 0) + 1 FROM durable_flows_attempt "
+    "WHERE run_id = %(run)s AND key = %(key)s::text), %(generation)s, %(error)s, "
     "%(now)s::timestamptz, %(next_at)s::timestamptz FROM mine WHERE true RETURNING n"
 )
 _REGISTER = (

@@ -1,0 +1,252 @@
+"""The protocols that close races, each driven through the one order of things that it is there for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+
+from durable_flows import Fixed, Retries, Step, flow
+from durable_flows.engine import execute, failpoints, ring
+from durable_flows.engine.claim import claim
+from durable_flows.engine.route import route
+from durable_flows.models import Due, Wait
+from durable_flows.rules import clock
+from durable_flows.testing import advance, crash_at, drain, run_of, send
+
+pytestmark = pytest.mark.django_db
+
+
+def at(place: str, call: Callable[[], object]) -> None:
+    """Do something else, once, while the engine stands at a named place."""
+
+    def trap(reached: str, detail: str) -> None:
+        if reached == place:
+            failpoints.trap = None
+            call()
+
+    failpoints.trap = trap
+
+
+def be_taken_over() -> None:
+    """Another worker claims what this one holds, thinking it dead."""
+    Due.objects.update(wake_at=clock.now() - timedelta(seconds=1))
+    assert claim(ring.default_queue(), 10)
+
+
+def execute_due() -> None:
+    execute.drain(ring.default_queue())
+
+
+def test_a_step_of_a_slice_that_was_taken_over_is_not_recorded() -> None:
+    flow("slow", on="a/b")(lambda step: step.run("long", be_taken_over))
+    event = send("a/b")
+    route()
+    execute_due()
+    assert run_of(event).steps == ()
+    assert Due.objects.get().lease == 2
+
+
+def test_the_end_of_a_slice_that_was_taken_over_is_not_written() -> None:
+    flow("slow", on="a/b")(lambda: be_taken_over())
+    event = send("a/b")
+    route()
+    execute_due()
+    assert run_of(event).state == "started"
+
+
+def test_a_failed_attempt_of_a_slice_that_was_taken_over_is_not_recorded() -> None:
+    def fail() -> None:
+        be_taken_over()
+        raise ConnectionError
+
+    flow("slow", on="a/b")(lambda step: step.run("long", fail))
+    event = send("a/b")
+    route()
+    execute_due()
+    assert run_of(event).attempts == {}
+
+
+def test_a_slice_that_was_taken_over_does_not_suspend_the_run_of_another() -> None:
+    flow("slow", on="a/b")(lambda step: step.sleep("rest", "1h"))
+    event = send("a/b")
+    route()
+    at("before_suspend", be_taken_over)
+    execute_due()
+    assert run_of(event).activity == "running"
+
+
+def test_events_that_a_slice_sends_after_it_was_taken_over_do_not_exist() -> None:
+    from durable_flows import Event
+    from durable_flows.models import Event as Stored
+
+    @flow("teller", on="a/b")
+    def teller(step: Step) -> None:
+        be_taken_over()
+        step.send_event("tell", Event("a/told"))
+
+    send("a/b")
+    route()
+    execute_due()
+    assert not Stored.objects.filter(name="a/told").exists()
+
+
+def test_a_reply_routed_before_its_wait_is_found_though_the_slice_died_before_it_looked() -> None:
+    def ask() -> None:
+        send("a/replied")
+        route()
+
+    @flow("asks", on="a/began")
+    def asks(step: Step) -> bool:
+        step.run("ask", ask)
+        return step.wait_for_event("reply", event="a/replied", timeout="1h") is not None
+
+    event = send("a/began")
+    with crash_at("wait_registered"):
+        drain()
+    assert Wait.objects.pending().count() == 1
+    drain()
+    assert run_of(event).result is True
+
+
+def test_a_reply_during_the_step_that_asked_is_found_though_that_step_was_killed_and_repeated() -> (
+    None
+):
+    asked = []
+
+    def ask() -> None:
+        asked.append(1)
+        if len(asked) == 1:  # only the first asking is answered
+            send("a/replied")
+            route()
+
+    @flow("asks", on="a/began")
+    def asks(step: Step) -> bool:
+        step.run("before", lambda: None)
+        step.run("ask", ask)
+        return step.wait_for_event("reply", event="a/replied", timeout="1h") is not None
+
+    event = send("a/began")
+    with crash_at("step_ran", "ask"):
+        drain()
+    drain()
+    assert len(asked) == 2
+    assert run_of(event).result is True
+
+
+def test_a_run_that_ended_between_the_routers_transactions_is_not_made_due_again() -> None:
+    calls = []
+    flow("quick", on="a/b")(lambda: calls.append("called"))
+    event = send("a/b")
+    with crash_at("before_routed_commit"):
+        crash = failpoints.trap
+        at("between_routing_transactions", lambda: (execute_due(), set_trap(crash)))
+        drain()
+    assert run_of(event).state == "completed"
+    drain()
+    assert calls == ["called"]
+    assert not Due.objects.exists()
+
+
+def set_trap(trap: Callable[[str, str], None] | None) -> None:
+    failpoints.trap = trap
+
+
+def test_a_wait_registered_between_the_routers_transactions_takes_nothing_older_than_its_trigger() -> (
+    None
+):
+    @flow("waits", on="a/began")
+    def waits(step: Step) -> bool:
+        return step.wait_for_event("reply", event="a/replied", timeout="1h") is not None
+
+    send("a/replied")
+    event = send("a/began")
+    at("between_routing_transactions", execute_due)
+    route()
+    execute_due()
+    assert run_of(event).activity == "waiting"
+
+
+def test_a_wait_registered_between_the_routers_transactions_takes_what_came_after_its_trigger() -> (
+    None
+):
+    @flow("waits", on="a/began")
+    def waits(step: Step) -> bool:
+        return step.wait_for_event("reply", event="a/replied", timeout="1h") is not None
+
+    event = send("a/began")
+    send("a/replied")
+    at("between_routing_transactions", execute_due)
+    route()
+    execute_due()
+    assert run_of(event).result is True
+
+
+def test_an_attempt_is_not_made_before_its_time_whatever_wakes_the_run() -> None:
+    calls = []
+
+    def fail() -> None:
+        calls.append(1)
+        raise ConnectionError
+
+    flow("fails", on="a/b", retries=Retries(3, backoff=Fixed("1h")))(
+        lambda step: step.run("x", fail)
+    )
+    flow("fails-between", on="a/b", retries=Retries(3, backoff=Fixed("1h")))(lambda: fail())
+    send("a/b")
+    drain()
+    Due.objects.update(wake_at=clock.now())
+    drain()
+    assert len(calls) == 2
+    advance("1h")
+    assert len(calls) == 4
+
+
+def test_an_event_that_came_in_time_wins_though_its_waiter_looks_before_it_is_routed() -> None:
+    @flow("waits", on="a/began")
+    def waits(step: Step) -> bool:
+        return step.wait_for_event("reply", event="a/replied", timeout="1h") is not None
+
+    event = send("a/began")
+    drain()
+    advance("30m")
+    send("a/replied")
+    advance("2h", play=False)
+    execute_due()  # the timeout is over, and the event not yet routed
+    assert run_of(event).state == "started"
+    drain()
+    assert run_of(event).result is True
+
+
+def test_an_event_that_came_too_late_does_not_win_though_its_waiter_never_looked() -> None:
+    @flow("waits", on="a/began")
+    def waits(step: Step) -> bool:
+        return step.wait_for_event("reply", event="a/replied", timeout="1h") is not None
+
+    event = send("a/began")
+    drain()
+    advance("2h", play=False)
+    send("a/replied")
+    drain()
+    assert run_of(event).result is False
+
+
+def test_a_trigger_that_was_long_in_coming_is_cancelled_by_what_was_routed_before_it() -> None:
+    """A transaction held open: the older event becomes visible after the newer one was routed."""
+    from durable_flows import CancelOn
+    from durable_flows.models import Event as Stored
+
+    @flow("newest", on="a/b", cancel_on=CancelOn("a/b", match="data.x"))
+    def newest(step: Step) -> None:
+        step.sleep("rest", "1h")
+
+    late = send("a/b", {"x": 1})
+    Stored.objects.filter(pk=late).update(deliver_at=clock.now() + timedelta(days=1))  # invisible
+    newer = send("a/b", {"x": 1})
+    drain()
+    assert run_of(newer).activity == "waiting"
+    Stored.objects.filter(pk=late).update(deliver_at=Stored.objects.get(pk=late).received_at)
+    drain()
+    assert run_of(late).state == "cancelled"
+    assert run_of(newer).activity == "waiting"
