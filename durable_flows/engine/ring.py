@@ -101,16 +101,30 @@ def _ring(bell: Bell) -> None:
 
 
 class Publisher:
-    """Collects bells, each at most once, and publishes them from a thread of its own."""
+    """Collects bells, each at most once, and publishes them from a thread of its own.
+
+    Attributes:
+        failures: how often in a row the broker did not take one.
+    """
 
     def __init__(self) -> None:
         self._wanted: dict[Bell, None] = {}
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._connection: Any = None
-        self._busy = False
-        self._failures = 0
-        self._closed_until = 0.0
+        self._publishing = False
+        self.failures = 0
+        self._open_until = 0.0
+
+    @property
+    def busy(self) -> bool:
+        """Whether a bell that was rung is not published yet."""
+        return self._publishing or bool(self._wanted)
+
+    @property
+    def circuit_is_open(self) -> bool:
+        """Whether the broker failed a moment ago, and is left alone for a while."""
+        return time.monotonic() < self._open_until
 
     def put(self, bell: Bell) -> None:
         """Publish soon. Never blocks for longer than it takes to note the bell."""
@@ -126,18 +140,18 @@ class Publisher:
         """Wait until everything is published, or for so many seconds."""
         until = time.monotonic() + seconds
         with self._changed:
-            while self._wanted or self._busy:
+            while self.busy:
                 if not self._changed.wait(max(0.0, until - time.monotonic())):
                     return
 
     def publish(self, bells: Iterable[Bell]) -> None:
         """Publish now, unless the broker failed a moment ago. Never raises."""
         for bell in bells:
-            if time.monotonic() < self._closed_until:
+            if self.circuit_is_open:
                 return
             try:
                 self._send(bell)
-                self._failures = 0
+                self.failures = 0
             except Exception as error:
                 self._open_circuit(error)
 
@@ -148,12 +162,12 @@ class Publisher:
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._busy = False
+                self._publishing = False
                 self._changed.notify_all()
                 while not self._wanted:
                     self._changed.wait()
                 # Cleared before publishing: a bell that is rung meanwhile is rung again.
-                bells, self._wanted, self._busy = list(self._wanted), {}, True
+                bells, self._wanted, self._publishing = list(self._wanted), {}, True
             self.publish(bells)
 
     def _send(self, bell: Bell) -> None:
@@ -184,9 +198,9 @@ class Publisher:
         return self._connection
 
     def _open_circuit(self, error: Exception) -> None:
-        self._failures += 1
-        pause = min(LONGEST_BREAK, 2.0 ** (self._failures - 1))
-        self._closed_until = time.monotonic() + pause
+        self.failures += 1
+        pause = min(LONGEST_BREAK, 2.0 ** (self.failures - 1))
+        self._open_until = time.monotonic() + pause
         logger.warning(
             "the broker did not take a doorbell (%s: %s); none is rung for %d s, the tick finds the work",
             type(error).__name__, error, pause,
