@@ -54,6 +54,7 @@ INSTALLED_APPS = [
     "django.contrib.sessions",
     "django.contrib.messages",
     "django_celery_beat",
+    "tests.stories.apps.ShopWithoutFlows",
     "durable_flows",
 ]
 
@@ -74,6 +75,7 @@ TEMPLATES = [
                 "django.template.context_processors.request",
                 "django.contrib.auth.context_processors.auth",
                 "django.contrib.messages.context_processors.messages",
+                "example_project.shop.carts.context",
             ],
         },
     },
@@ -81,6 +83,10 @@ TEMPLATES = [
 
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 EMAIL_BACKEND = "django.core.mail.backends.locmem.EmailBackend"
+
+LOGIN_URL = "shop:log-in"
+LOGIN_REDIRECT_URL = LOGOUT_REDIRECT_URL = "shop:catalogue"
+EXAMPLE_BASE_URL = "http://shop.example"
 
 DATABASES = {"default": database()}
 

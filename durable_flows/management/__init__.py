@@ -1,0 +1,1 @@
+"""What ``manage.py flows`` runs: the turn by hand, and everything at once for development."""

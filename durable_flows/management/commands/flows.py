@@ -1,0 +1,147 @@
+"""``manage.py flows``: what a project without Celery around it needs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from durable_flows.management import dev, embedded, turns
+from durable_flows.rules import clock
+
+TICK = """Route the events that were sent and execute the runs that are due, here and now. Needs no
+broker and no worker. Without --loop it does so once and ends, for a cron job for instance; with
+--loop it goes on until SIGINT or SIGTERM, and can carry every run to its end by itself. Any number
+of them, and of Celery workers, may run side by side."""
+
+DEV = """Web server, worker threads and tick in one process, for development: the broker is the memory
+of this process, whatever the project's settings say, so that nothing else needs to be installed or
+started. Refuses to run unless DEBUG is on."""
+
+
+class Command(BaseCommand):
+    """Runs flows by hand, or everything at once for development."""
+
+    help = "Runs durable flows without Celery: by hand (tick), or with a web server (dev)."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """Declare the subcommands."""
+        commands = parser.add_subparsers(dest="subcommand", required=True, metavar="{tick,dev}")
+        _add_tick(commands)
+        _add_dev(commands)
+
+    def get_check_kwargs(self, options: dict[str, Any]) -> Any:
+        """For ``dev`` the web server checks, in each of its processes."""
+        if options["subcommand"] == "dev":
+            return {"tags": set()}
+        return super().get_check_kwargs(options)
+
+    def handle(self, *args: Any, subcommand: str, **options: Any) -> None:
+        """Run a subcommand."""
+        if subcommand == "tick":
+            self.tick(loop=options["loop"], interval=options["interval"])
+        else:
+            self.dev(
+                options["addrport"],
+                speed=options["speed"],
+                threads=options["threads"],
+                reload=options["use_reloader"],
+            )
+
+    def tick(self, *, loop: bool, interval: float) -> None:
+        """Route and execute by hand.
+
+        Raises:
+            CommandError: the tables are missing.
+        """
+        if loop:
+            turns.turn_until_told(interval)
+        else:
+            self._require_tables()
+            count = turns.turn_once()
+            self.stdout.write(f"{count} event{'s'[: count != 1]} routed and slices executed")
+
+    def dev(self, addrport: str, *, speed: float | None, threads: int, reload: bool) -> None:
+        """Run everything, until a signal ends it.
+
+        Raises:
+            CommandError: DEBUG is off, or ``addrport`` cannot be read.
+        """
+        if not settings.DEBUG:
+            raise CommandError(
+                "flows dev is for development only, and DEBUG is off. Set DEBUG = True; in production "
+                "run a web server, `celery -A <project> worker` and `celery -A <project> beat`."
+            )
+        dev.base_url(addrport)
+        if speed is not None and not dev.is_child():  # which inherits the clock
+            clock.run_at(speed)
+        if reload and not dev.is_child():
+            sys.exit(dev.keep_running())
+        self.stdout.write(dev.describe(addrport, threads=threads))
+        dev.serve(addrport, threads=threads, reload=reload, out=self.stdout)
+
+    def _require_tables(self) -> None:
+        if not embedded.tables_exist():
+            raise CommandError("The tables of durable_flows are missing: run manage.py migrate.")
+
+
+def _add_tick(commands: Any) -> None:
+    tick = commands.add_parser("tick", help="route and execute what is due", description=TICK)
+    tick.add_argument("--loop", action="store_true", help="go on until SIGINT or SIGTERM")
+    tick.add_argument(
+        "--interval",
+        type=_positive,
+        default=0.5,
+        metavar="SECONDS",
+        help="with --loop: look again after so many seconds at the latest, and before that when a "
+        "timer falls due (default %(default)s)",
+    )
+
+
+def _add_dev(commands: Any) -> None:
+    dev = commands.add_parser("dev", help="web server, worker and tick", description=DEV)
+    dev.add_argument(
+        "addrport",
+        nargs="?",
+        default="",
+        metavar="ADDRPORT",
+        help="PORT, or ADDRESS:PORT (default 127.0.0.1:8000)",
+    )
+    dev.add_argument(
+        "--speed",
+        type=_positive,
+        metavar="N",
+        help="let the engine's clock run N times as fast: with 3600 an hour passes in a second",
+    )
+    dev.add_argument(
+        "--threads",
+        type=_at_least_one,
+        default=4,
+        metavar="N",
+        help="threads of the worker (default %(default)s)",
+    )
+    dev.add_argument(
+        "--noreload",
+        action="store_false",
+        dest="use_reloader",
+        help="do not start anew when the code changes",
+    )
+
+
+def _positive(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return number
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)

@@ -1,0 +1,117 @@
+"""``flows tick``: routes and executes by hand, where no broker and no worker does."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from django.db import Error as DatabaseError
+from django.db import InterfaceError, OperationalError
+
+from durable_flows import conf
+from durable_flows.engine import execute, leases, sql
+from durable_flows.engine import tick as housekeeping
+from durable_flows.management.overrides import flows_settings
+from durable_flows.models import Due, Event
+from durable_flows.rules import clock
+
+logger = logging.getLogger(__name__)
+
+FIRST_PAUSE = 0.25  # real seconds after the first failure of the database; doubled each time
+LONGEST_PAUSE = 10.0
+
+
+def turn_once() -> int:
+    """Route and execute what is due now.
+
+    Returns:
+        The number of events routed and slices executed.
+    """
+    with flows_settings(RING="off"):
+        execute.keep_watch()
+        return housekeeping.turn_by_hand()
+
+
+def turn_until_told(interval: float) -> None:
+    """Route and execute everything as it falls due, until SIGINT or SIGTERM, or `execute.stopping`.
+
+    A database that goes away is waited for.
+
+    Args:
+        interval: real seconds after which it looks again at the latest; before that when a timer
+            that it knows of falls due.
+    """
+    failures = 0
+    with flows_settings(RING="off"), _told_by_signals():
+        execute.keep_watch()
+        while not execute.stopping.is_set():
+            try:
+                if not housekeeping.turn_by_hand():
+                    execute.stopping.wait(_rest(interval))
+                failures = 0
+            except (OperationalError, InterfaceError) as error:
+                failures += 1
+                _wait_for_database(error, failures)
+
+
+def _rest(interval: float) -> float:
+    """Real seconds until something falls due, at most ``interval``."""
+    moments = [moment for moment in (_next_event(), *_next_runs()) if moment is not None]
+    seconds = [clock.real_seconds_until(moment) for moment in moments]
+    return max(0.0, min([interval, *seconds]))
+
+
+def _next_event() -> Any:
+    unrouted = Event.objects.using(conf.settings().DATABASE).filter(routed_at__isnull=True)
+    return unrouted.order_by("deliver_at").values_list("deliver_at", flat=True).first()
+
+
+def _next_runs() -> Iterator[Any]:
+    for queue in housekeeping.queues():
+        due = Due.objects.using(conf.settings().DATABASE).filter(queue=queue)
+        moments = due.filter(wake_at__isnull=False).order_by("wake_at")
+        yield moments.values_list("wake_at", flat=True).first()
+
+
+def _wait_for_database(error: Exception, failures: int) -> None:
+    pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(failures - 1, 10))
+    logger.warning("the database failed (%s); trying again in %.3g s", _line(error), pause)
+    for run_id in leases.held():  # nothing executes here any more: they fall due again
+        leases.release(run_id)
+    with suppress(DatabaseError):
+        sql.connection().close()
+    execute.stopping.wait(pause)
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def _told_by_signals() -> Iterator[None]:
+    """Let the first SIGINT or SIGTERM ask for an end at the next boundary, the second end at once."""
+    execute.stopping.clear()
+    before: dict[int, Any] = {}
+
+    def stop(number: int, frame: Any) -> None:
+        _restore(before)
+        # Not here: the main thread may be inside wait(), holding the event's own lock.
+        threading.Thread(target=execute.stopping.set, daemon=True).start()
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        _restore(before)
+        execute.stopping.clear()
+
+
+def _restore(handlers: dict[int, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
