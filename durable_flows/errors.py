@@ -160,6 +160,10 @@ class SuspendSwallowed(NonRetriableError):
     """The handler caught the signal that suspends it; catch Exception, never BaseException."""
 
 
+class UnserialisableResult(NonRetriableError):
+    """What a step or a handler returned cannot be stored as JSON, or is too large."""
+
+
 class MissingMatch(NonRetriableError):
     """The run's own event has no value at the path that a wait is to match."""
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from celery import shared_task
 
-from durable_flows.engine import execute, leases, ring
+from durable_flows.engine import execute, ring
 from durable_flows.engine import tick as housekeeping
 from durable_flows.engine.route import route as route_events
 
@@ -34,5 +34,5 @@ def tick() -> None:
 
 
 def _drain(queue: str) -> None:
-    leases.watch()
+    execute.keep_watch()
     execute.drain(queue)

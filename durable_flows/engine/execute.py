@@ -6,7 +6,6 @@ import logging
 import random
 import threading
 import time
-from collections import deque
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -14,6 +13,7 @@ from typing import Any
 
 from durable_flows import conf
 from durable_flows.engine import clocksync, failpoints, finish, ingest, leases, ring, settle, sql
+from durable_flows.engine.batch import Batch, look_after_all
 from durable_flows.engine.claim import claim
 from durable_flows.engine.finish import Ending
 from durable_flows.engine.journal import Claim, History, Journal, histories
@@ -22,18 +22,17 @@ from durable_flows.errors import (
     CancelAsked,
     InvalidPayload,
     LeaseLost,
-    NonRetriableError,
     Suspend,
     SuspendSwallowed,
+    UnserialisableResult,
 )
 from durable_flows.registry import Flow, registry
 from durable_flows.rules import clock, outcomes, payload
-from durable_flows.rules.states import RunState
+from durable_flows.rules.states import DueState, RunState
 
 logger = logging.getLogger(__name__)
 
 STALE = 0.1  # real seconds after which a claim that has not begun is looked at again
-FLUSH = 0.02  # real seconds that the end of a fast run may wait for its neighbours'
 
 #: Set when the worker is told to stop: no further run is claimed.
 stopping = threading.Event()
@@ -57,6 +56,11 @@ class Unknown:
 
 
 Outcome = Ending | Sleeping | Lost | Unknown
+
+
+def keep_watch() -> None:
+    """See to it that a thread of this process renews leases and looks after slow batches."""
+    leases.watch(look_after_all)
 
 
 def drain(queue: str, *, seconds: float | None = None) -> int:
@@ -87,31 +91,17 @@ def drain(queue: str, *, seconds: float | None = None) -> int:
     return count
 
 
-def _execute_batch(batch: list[Claim]) -> None:
-    past = histories([claimed for claimed in batch if claimed.has_history])
-    claimed_at = time.monotonic()
-    endings: list[Ending] = []
-    flushed_at = claimed_at
-    left = deque(batch)
+def _execute_batch(claims: list[Claim]) -> None:
+    past = histories([claimed for claimed in claims if claimed.has_history])
+    batch = Batch(claims)
     try:
-        while left:
-            claimed = left.popleft()
-            if time.monotonic() - claimed_at > STALE and not _still_ours(claimed):
-                leases.release(claimed.run_id)
-                continue
-            outcome = execute(claimed, past.get(claimed.run_id, History()))
-            if isinstance(outcome, Ending):
-                endings.append(outcome)
-            else:
-                _put_away(claimed, outcome)
-            if time.monotonic() - flushed_at > FLUSH:
-                _finish(endings)
-                flushed_at = time.monotonic()
+        while (claimed := batch.next()) is not None:
+            if batch.age < STALE or _still_wanted(claimed):
+                outcome = execute(claimed, past.get(claimed.run_id, History()))
+                _put_away(batch, claimed, outcome)
             sql.tend()
     finally:
-        _finish(endings)
-        for claimed in left:
-            leases.release(claimed.run_id)
+        batch.close()
 
 
 def execute(claimed: Claim, history: History) -> Outcome:
@@ -168,12 +158,8 @@ def _completed(claimed: Claim, result: Any) -> Ending:
     try:
         text = payload.dumps(result, limits=limits.limits(limits.MAX_RESULT_BYTES))
     except InvalidPayload as error:
-        raise UnserialisableReturn(f"what the handler returned, {error}") from error
+        raise UnserialisableResult(f"what the handler returned, {error}") from error
     return Ending(run_id=claimed.run_id, lease=claimed.lease, state=RunState.COMPLETED, result=text)
-
-
-class UnserialisableReturn(NonRetriableError):
-    """The handler's return value cannot be stored as JSON."""
 
 
 def _failed(flow: Flow, claimed: Claim, journal: Journal, error: Exception) -> Outcome:
@@ -221,7 +207,10 @@ def _swallowed(flow: Flow) -> str:
 # -- putting a run away --------------------------------------------------------------------------
 
 
-def _put_away(claimed: Claim, outcome: Sleeping | Lost | Unknown) -> None:
+def _put_away(batch: Batch, claimed: Claim, outcome: Outcome) -> None:
+    if isinstance(outcome, Ending):
+        batch.end(outcome)
+        return
     if isinstance(outcome, Sleeping):
         _suspend(claimed, outcome.until)
     elif isinstance(outcome, Unknown):
@@ -264,23 +253,15 @@ def _park(claimed: Claim) -> None:
     )
 
 
-def _finish(endings: list[Ending]) -> None:
-    """Write the ends of fast runs together."""
-    for ending in endings:
-        failpoints.reach("before_end", str(ending.run_id))
-    finish.end(endings)
-    for ending in endings:
-        leases.release(ending.run_id)
-    endings.clear()
-
-
-def _still_ours(claimed: Claim) -> bool:
+def _still_wanted(claimed: Claim) -> bool:
     """Whether a claim that had to wait for the runs before it still stands, and is not cancelled."""
     rows = sql.execute(
         "SELECT state FROM durable_flows_due WHERE run_id = %(run)s AND lease = %(lease)s",
         {"run": claimed.run_id, "lease": claimed.lease},
     )
-    if rows and rows[0][0] == "cancelling":
+    if rows and rows[0][0] == DueState.RUNNING:
+        return True
+    if rows:
         finish.end([_cancelled(claimed)])
-        return False
-    return bool(rows)
+    leases.release(claimed.run_id)
+    return False

@@ -10,7 +10,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 
 from django.db import Error as DatabaseError
@@ -22,6 +22,8 @@ from durable_flows.rules import clock
 from durable_flows.rules.states import HELD
 
 logger = logging.getLogger(__name__)
+
+LOOK = 0.5  # real seconds between two looks at what this process holds
 
 _lock = threading.Lock()
 _held: dict[uuid.UUID, int] = {}  # run → lease
@@ -60,18 +62,25 @@ def move(by: timedelta) -> None:
         Due.objects.filter(pk=run.pk, lease=held()[run.pk]).update(wake_at=run.wake_at + by)
 
 
-def watch() -> None:
-    """See to it that this process has a thread that renews its leases."""
+def watch(look_after: Callable[[], None]) -> None:
+    """See to it that this process has a thread that renews its leases.
+
+    Args:
+        look_after: called by that thread every half second while leases are held.
+    """
     global _watcher
     with _lock:
         if _watcher is None or not _watcher.is_alive():
             _watcher = threading.Thread(
-                target=_renew_forever, name="durable-flows-heartbeat", daemon=True
+                target=_renew_forever,
+                args=[look_after],
+                name="durable-flows-heartbeat",
+                daemon=True,
             )
             _watcher.start()
 
 
-def _renew_forever() -> None:
+def _renew_forever(look_after: Callable[[], None]) -> None:
     renewed = time.monotonic()
     while True:
         if not held():
@@ -79,12 +88,12 @@ def _renew_forever() -> None:
             _wake.wait()
             renewed = time.monotonic()
         _wake.clear()
-        time.sleep(min(1.0, conf.settings().HEARTBEAT_SECONDS))
-        if time.monotonic() - renewed < conf.settings().HEARTBEAT_SECONDS:
-            continue
+        time.sleep(min(LOOK, conf.settings().HEARTBEAT_SECONDS))
         try:
-            renew()
-            renewed = time.monotonic()
+            look_after()
+            if time.monotonic() - renewed >= conf.settings().HEARTBEAT_SECONDS:
+                renew()
+                renewed = time.monotonic()
         except DatabaseError:
             logger.warning("leases could not be renewed; trying again", exc_info=True)
             sql.connection().close()

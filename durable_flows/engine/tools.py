@@ -22,9 +22,9 @@ from durable_flows.errors import (
     InvalidPayload,
     MissingMatch,
     NestedStep,
-    NonRetriableError,
     StepError,
     StepInTransaction,
+    UnserialisableResult,
 )
 from durable_flows.rules import clock, durations, keys, outcomes, payload
 from durable_flows.rules.backoff import Retries
@@ -363,14 +363,7 @@ def _encode(result: Any, key: str) -> str:
     try:
         return payload.dumps(result, limits=limits.limits(limits.MAX_RESULT_BYTES))
     except InvalidPayload as error:
-        raise UnserialisableResult(key, error) from error
-
-
-class UnserialisableResult(NonRetriableError):
-    """The result of a step cannot be stored as JSON."""
-
-    def __init__(self, key: str, error: InvalidPayload) -> None:
-        super().__init__(f"the result of step {key!r}, {error}")
+        raise UnserialisableResult(f"the result of step {key!r}, {error}") from error
 
 
 def _check_id(id: object) -> None:

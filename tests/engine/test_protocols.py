@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 
 from durable_flows import Fixed, Retries, Step, flow
-from durable_flows.engine import execute, failpoints, ring
+from durable_flows.engine import batch, execute, failpoints, ring
 from durable_flows.engine.claim import claim
 from durable_flows.engine.route import route
 from durable_flows.models import Due, Wait
@@ -250,3 +250,31 @@ def test_a_trigger_that_was_long_in_coming_is_cancelled_by_what_was_routed_befor
     drain()
     assert run_of(late).state == "cancelled"
     assert run_of(newer).activity == "waiting"
+
+
+def test_a_slow_run_holds_up_neither_the_ends_before_it_nor_the_runs_behind_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(batch, "SLOW", 0.0)
+    seen = {}
+
+    def take_long() -> None:
+        batch.look_after_all()  # what the heartbeat thread does twice a second
+        seen.update(Run.objects.values_list("flow", "state"))
+        seen["behind it"] = run_of(last).activity
+
+    flow("fast", on="a/1")(lambda: None)
+    flow("slow", on="a/2")(lambda step: step.run("long", take_long))
+    flow("behind", on="a/3")(lambda: None)
+    send("a/1")
+    send("a/2")
+    last = send("a/3")
+    drain()
+    assert seen == {
+        "fast": "completed",
+        "slow": "started",
+        "behind": "started",
+        "behind it": "queued",
+    }
+    assert run_of(last).state == "completed"
+    assert Run.objects.get(flow="behind").lease == 2

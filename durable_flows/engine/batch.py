@@ -1,0 +1,120 @@
+"""The runs of one claim: those that have not begun, and the ends that are not written yet.
+
+Ends of fast runs are written together. So that a slow run harms no neighbour, the heartbeat thread
+looks after each batch: it writes ends that are getting old, and gives back what cannot begin soon.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+
+from durable_flows.engine import failpoints, finish, leases, ring, sql
+from durable_flows.engine.finish import Ending
+from durable_flows.engine.journal import Claim
+from durable_flows.models import Due
+from durable_flows.rules import clock
+
+FLUSH = 0.02  # real seconds that an end may wait for its neighbours' while runs are fast
+SLOW = 0.5  # real seconds after which a run is slow: its neighbours are looked after
+
+_live: set[Batch] = set()
+_lock = threading.Lock()
+
+
+class Batch:
+    """Runs claimed together, executed one after the other.
+
+    Each leaves the list under a lock before it begins or is given back: never both.
+    """
+
+    def __init__(self, claims: Sequence[Claim]) -> None:
+        self._left = deque(claims)
+        self._ends: list[Ending] = []
+        self._lock = threading.Lock()
+        self._moved_at = self._claimed_at = time.monotonic()
+        with _lock:
+            _live.add(self)
+
+    def next(self) -> Claim | None:
+        """The next run to execute."""
+        with self._lock:
+            self._moved_at = time.monotonic()
+            return self._left.popleft() if self._left else None
+
+    @property
+    def age(self) -> float:
+        """Real seconds since the claim."""
+        return time.monotonic() - self._claimed_at
+
+    def end(self, ending: Ending) -> None:
+        """Write this end soon, together with others."""
+        with self._lock:
+            self._ends.append(ending)
+        if time.monotonic() - self._moved_at > FLUSH:
+            self.write_ends()
+
+    def write_ends(self) -> None:
+        """Write the ends that wait to be written."""
+        with self._lock:
+            ends, self._ends = self._ends, []
+        for ending in ends:
+            failpoints.reach("before_end", str(ending.run_id))
+        finish.end(ends)
+        for ending in ends:
+            leases.release(ending.run_id)
+
+    def give_back(self) -> None:
+        """Let somebody else execute what has not begun here: due at once, and no claim counted."""
+        with self._lock:
+            left, self._left = list(self._left), deque()
+        if not left:
+            return
+        source, columns = sql.table(
+            Due,
+            "t",
+            {"run_id": [c.run_id for c in left], "lease": [c.lease for c in left]},
+        )
+        sql.execute(
+            "UPDATE durable_flows_due SET claims = claims - 1, wake_at = %(now)s::timestamptz, "
+            "state = CASE WHEN state = 'running' THEN 'queued' ELSE state END "
+            f"FROM {source} WHERE durable_flows_due.run_id = t.run_id "
+            "AND durable_flows_due.lease = t.lease",
+            {"now": clock.now(), **columns},
+        )
+        for claimed in left:
+            leases.release(claimed.run_id)
+        ring.drain(left[0].queue)
+
+    def close(self) -> None:
+        """The batch is over, or has been broken off."""
+        with _lock:
+            _live.discard(self)
+        self.give_back()
+        self.write_ends()
+
+    def look_after(self) -> None:
+        """Called by the heartbeat thread: whether the run that executes is slow."""
+        if time.monotonic() - self._moved_at > SLOW:
+            self.write_ends()
+            self.give_back()
+
+
+def look_after_all() -> None:
+    """Look after every batch that this process executes."""
+    with _lock:
+        live = list(_live)
+    for batch in live:
+        batch.look_after()
+
+
+def _forget() -> None:
+    global _lock
+    _lock = threading.Lock()
+    _live.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
