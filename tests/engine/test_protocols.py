@@ -11,7 +11,7 @@ from durable_flows import Fixed, Retries, Step, flow
 from durable_flows.engine import batch, execute, failpoints, ring
 from durable_flows.engine.claim import claim
 from durable_flows.engine.route import route
-from durable_flows.models import Due, Wait
+from durable_flows.models import Due, Run, Wait
 from durable_flows.rules import clock
 from durable_flows.testing import advance, crash_at, drain, run_of, send
 
