@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any
 from uuid import UUID
+
+from django.db import transaction
 
 from durable_flows import Event, models
 from durable_flows.engine import execute, failpoints, ring
@@ -65,10 +67,20 @@ def now() -> datetime:
 
 def forget(known: Flow) -> None:
     """A deploy without this flow."""
-    with registry.isolated():
-        pass
     registry._flows.pop(known.id)
     registry._index()
+
+
+class _Undone(Exception):
+    """Rolls a transaction back."""
+
+
+@contextmanager
+def rolled_back() -> Iterator[None]:
+    """A transaction (inside another one: a savepoint) that is not committed."""
+    with suppress(_Undone), transaction.atomic():
+        yield
+        raise _Undone
 
 
 @contextmanager

@@ -20,13 +20,13 @@ from durable_flows.errors import InvalidEvent, WrongDatabase
 from durable_flows.models import Event as StoredEvent
 from durable_flows.models import EventKey
 from durable_flows.testing import drain, runs_of
-from tests.promises.staging import listener, milliseconds, now, played, row, stored
+from tests.promises.staging import listener, milliseconds, now, played, rolled_back, row, stored
 
 pytestmark = pytest.mark.django_db
 
 
-class Undone(Exception):
-    """Raised to roll a transaction back."""
+class Died(Exception):
+    """The sender dies."""
 
 
 def refusal(*args: Any, **kwargs: Any) -> InvalidEvent:
@@ -184,11 +184,11 @@ def test_a_sender_that_dies_in_the_middle_of_a_long_list_has_stored_all_or_none(
         if statement.startswith("INSERT INTO durable_flows_event "):
             inserts.append(statement)
             if len(inserts) == 2:  # PostgreSQL needs only one
-                raise Undone
+                raise Died
 
     sql.observers.append(die)
     try:
-        with suppress(Undone):
+        with suppress(Died):
             send([Event("a")] * 1_000)
     finally:
         sql.observers.remove(die)
@@ -198,9 +198,8 @@ def test_a_sender_that_dies_in_the_middle_of_a_long_list_has_stored_all_or_none(
 @pytest.mark.django_db(transaction=True)
 def test_a_rollback_means_that_it_never_happened():
     started = listener("order/placed")
-    with pytest.raises(Undone), transaction.atomic():
+    with rolled_back():
         send("order/placed", id="o1")
-        raise Undone
     drain()
     assert started == []
     assert stored() == []
@@ -221,9 +220,8 @@ def test_a_savepoint_that_is_rolled_back_takes_only_its_own_events_along():
     started = listener("order/placed")
     with transaction.atomic():
         (kept,) = send("order/placed")
-        with pytest.raises(Undone), transaction.atomic():
+        with rolled_back():
             send("order/placed")
-            raise Undone
         (also_kept,) = send("order/placed")
     drain()
     assert started == [kept, also_kept]

@@ -1,0 +1,304 @@
+"""What needs two transactions at once: on PostgreSQL only, where there are two writers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import connection, transaction
+
+from durable_flows import CancelOn, Event, cancel, flow, send
+from durable_flows.engine import execute, ring
+from durable_flows.engine.route import route
+from durable_flows.models import Due, Run, Signature
+from durable_flows.testing import advance, drain
+from tests.promises.staging import again, listener, now, once_at, played, stored
+
+pytestmark = [pytest.mark.two_writers, pytest.mark.django_db(transaction=True)]
+
+PATIENCE = 20  # seconds after which a test that hangs is told to
+
+
+class Other(threading.Thread):
+    """Somebody else with a connection of its own; ``result`` is what they came to."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        super().__init__(daemon=True)
+        self.work = work
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.result = self.work()
+        except BaseException as error:
+            self.error = error
+        finally:
+            connection.close()
+
+    def done(self) -> Any:
+        self.join(PATIENCE)
+        assert not self.is_alive(), "somebody waits for a lock that nobody gives back"
+        if self.error is not None:
+            raise self.error
+        return self.result
+
+
+@contextmanager
+def held_open(work: Callable[[], Any], *, commit: bool = True) -> Iterator[Any]:
+    """Somebody's transaction, open during the block: its work is done and not committed yet."""
+    worked, may_end = threading.Event(), threading.Event()
+    results: list[Any] = []
+
+    def transact() -> None:
+        with transaction.atomic():
+            results.append(work())
+            worked.set()
+            may_end.wait(PATIENCE)
+            transaction.set_rollback(not commit)
+
+    other = Other(transact)
+    assert worked.wait(PATIENCE), other.error
+    try:
+        yield results[0]
+    finally:
+        may_end.set()
+        other.done()
+
+
+def wait_until_somebody_waits_for_a_lock() -> None:
+    asked = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    for _ in range(100_000):
+        with connection.cursor() as cursor:
+            cursor.execute(asked)
+            if cursor.fetchone()[0]:
+                return
+    raise AssertionError("nobody waits")
+
+
+@contextmanager
+def impatient() -> Iterator[None]:
+    """Whoever would wait for a lock fails instead."""
+    with connection.cursor() as cursor:
+        cursor.execute("SET lock_timeout = '2s'")
+    yield
+    with connection.cursor() as cursor:
+        cursor.execute("RESET lock_timeout")
+
+
+def waiter(**options: Any) -> None:
+    @flow("waiter", on="go")
+    def handler(step):
+        found = step.wait_for_event("reply", event="replied", timeout="1h", **options)
+        return None if found is None else found.public_id
+
+
+# -- a caller's transaction that stays open --------------------------------------------------
+
+
+def test_an_event_sent_in_a_transaction_held_open_past_the_waits_registration_is_not_lost():
+    waiter()
+    with held_open(lambda: send("replied")) as ids:
+        run = played()
+        assert again(run).activity == "waiting"
+    drain()
+    assert [again(run).result] == ids
+
+
+def test_it_is_not_lost_though_others_of_its_name_were_routed_meanwhile():
+    waiter(match="data.n")
+    with held_open(lambda: send("replied", {"n": 1})) as ids:
+        run = played("go", {"n": 1})
+        send("replied", {"n": 2})
+        drain()
+    drain()
+    assert [again(run).result] == ids
+
+
+def test_it_is_seen_by_a_wait_that_begins_after_the_commit_and_looks_back():
+    """Sent before the trigger, visible after it: visibility decides, and not birth."""
+
+    @flow("asks", on="go")
+    def asks(step):
+        step.run("ask", lambda: None)
+        step.wait_for_event("pause", event="resumed", timeout="1h")
+        return step.wait_for_event("reply", event="replied", timeout="1h").public_id
+
+    with held_open(lambda: send("replied")) as ids:
+        run = played()
+    drain()
+    send("resumed")
+    drain()
+    assert [again(run).result] == ids
+
+
+def test_a_rollback_of_such_a_transaction_resumes_nothing():
+    waiter()
+    with held_open(lambda: send("replied"), commit=False):
+        run = played()
+    drain()
+    assert again(run).activity == "waiting"
+
+
+def test_no_view_can_hold_a_lock_that_routing_or_execution_waits_for():
+    started = listener("go", flow_id="listening")
+    waiter()
+
+    def view() -> None:
+        send("go", id="held")
+        send("replied")
+        cancel("00000000-0000-4000-8000-000000000000")
+
+    with held_open(view), impatient():
+        send("go")
+        drain()
+        advance("1m")
+    assert len(started) == 1
+    drain()
+    assert len(started) == 2
+
+
+def test_a_trigger_that_becomes_visible_late_is_cancelled_by_what_is_newer_and_was_routed_before():
+    @flow("sleeper", on="go", cancel_on=CancelOn("stop", match="data.n"))
+    def sleeper(step):
+        step.sleep("long", "1 day")
+
+    with held_open(lambda: send("go", {"n": 1})):
+        send("stop", {"n": 1})
+        drain()
+    drain()
+    assert Run.objects.get().state == "cancelled"
+
+
+def test_it_is_so_also_where_routers_have_long_known_the_rule():
+    @flow("sleeper", on="go", cancel_on=CancelOn("stop", match="data.n"))
+    def sleeper(step):
+        step.sleep("long", "1 day")
+
+    played("go", {"n": 2})
+    assert Signature.objects.exists()
+    with held_open(lambda: send("go", {"n": 1})) as (trigger,):
+        send("stop", {"n": 1})
+        drain()
+    drain()
+    assert Run.objects.get(event_id=trigger).state == "cancelled"
+
+
+# -- ids -------------------------------------------------------------------------------------
+
+
+def test_a_sender_of_the_same_id_waits_for_the_first_and_gets_its_public_id():
+    with held_open(lambda: send("go", id="x")) as first:
+        other = Other(lambda: send("go", id="x"))
+        wait_until_somebody_waits_for_a_lock()
+    assert other.done() == first
+    assert stored() == ["go"]
+
+
+def test_if_the_first_is_rolled_back_the_one_who_waited_is_the_sender():
+    with held_open(lambda: send("go", id="x"), commit=False) as first:
+        other = Other(lambda: send("go", id="x"))
+        wait_until_somebody_waits_for_a_lock()
+    assert other.done() != first
+    assert stored() == ["go"]
+
+
+def test_senders_of_other_ids_wait_for_nobody():
+    with held_open(lambda: send("go", id="x")), impatient():
+        send("go", id="y")
+        send("go")
+
+
+def test_two_lists_with_the_same_ids_in_another_order_do_not_block_each_other_for_good():
+    forward = [Event("go", id=str(n)) for n in range(50)]
+    others = [
+        Other(lambda batch=batch: send(batch))  # type: ignore[misc]
+        for batch in [forward, forward[::-1]] * 3
+    ]
+    answers = [other.done() for other in others]
+    assert all(sorted(answer) == sorted(answers[0]) for answer in answers)
+    assert len(stored()) == 50
+
+
+# -- routers and workers ---------------------------------------------------------------------
+
+
+def test_an_event_that_comes_while_a_router_is_at_work_is_routed_by_it():
+    started = listener("go")
+
+    def meanwhile() -> None:
+        def send_and_route() -> int:
+            send("go", {"late": True})
+            route()
+            return Run.objects.count()
+
+        assert Other(send_and_route).done() == 0  # it leaves: somebody is at it
+
+    send("go")
+    with once_at("runs_admitted", meanwhile):
+        route()
+    drain()
+    assert len(started) == 2
+
+
+def test_two_workers_never_take_the_same_run():
+    calls: list[int] = []
+
+    @flow("counts", on="go")
+    def counts(event, step):
+        step.run("count", lambda: calls.append(event.data["n"]))
+
+    for n in range(60):
+        send("go", {"n": n})
+    route()
+    workers = [Other(lambda: execute.drain(ring.default_queue())) for _ in range(4)]
+    assert sum(worker.done() for worker in workers) == 60
+    assert sorted(calls) == list(range(60))
+    assert not Due.objects.exists()
+
+
+def test_a_slice_that_lost_its_run_writes_nothing_more():
+    values: list[str] = []
+
+    @flow("slow", on="go")
+    def slow(step):
+        def work() -> str:
+            if not values:
+                values.append("first")
+                Due.objects.update(wake_at=now())  # it is thought dead
+                Other(drain).done()
+                return "first"
+            values.append("second")
+            return "second"
+
+        result = step.run("work", work)
+        step.run("after", lambda: values.append(f"after {result}"))
+        return result
+
+    run = played()
+    assert again(run).result == "second"
+    assert values == ["first", "second", "after second"]
+    assert again(run).step_keys == ["work", "after"]
+
+
+def test_an_event_and_the_timeout_at_the_same_moment_end_a_wait_once():
+    waiter()
+    run = played()
+    advance("59m", play=False)
+
+    def reply() -> None:
+        def send_and_route() -> None:
+            send("replied", ts=now() - timedelta(days=1))
+            route()
+
+        Other(send_and_route).done()
+
+    with once_at("before_timeout", reply):
+        advance("2m")
+    assert again(run).state == "completed"
+    assert not Due.objects.exists()
