@@ -96,6 +96,10 @@ class Run(models.Model):
     objects = querysets.RunQuerySet.as_manager()
 
     class Meta:
+        permissions: ClassVar = [
+            ("cancel_run", "Can cancel run"),
+            ("retry_run", "Can retry run"),
+        ]
         indexes: ClassVar = [
             models.Index(fields=["flow", "-id"], name="run_flow"),
             models.Index(

@@ -1,0 +1,94 @@
+"""The states of a run as people see them: from its own state, its due row, its waits and its retries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from django.core.exceptions import ObjectDoesNotExist
+from django.db.models import OuterRef, QuerySet, Subquery
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+
+from durable_flows.admin import showing
+from durable_flows.models import Attempt, Due, Run, Wait
+from durable_flows.rules import clock
+from durable_flows.rules.states import TERMINAL, DueState, RunState, WaitKind
+
+#: What one can filter by: the value in the address, and what it is called.
+CHOICES = (
+    *((state.value, state.value) for state in (DueState.QUEUED, DueState.RUNNING)),
+    (DueState.WAITING.value, "waiting, sleeping or retrying"),
+    *((state.value, state.value) for state in (DueState.PARKED, DueState.CANCELLING)),
+    *((state.value, state.value) for state in RunState if state in TERMINAL),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """What a run does.
+
+    Attributes:
+        name: queued, running, waiting, sleeping, retrying, parked, cancelling, or how it ended.
+        about: for what and until when.
+    """
+
+    name: str
+    about: str | SafeString = ""
+
+    @property
+    def html(self) -> SafeString:
+        """The name in its colour, and the rest beside it."""
+        state = showing.badge(self.name)
+        if not self.about:
+            return state
+        return format_html('{} <span class="df-about">{}</span>', state, self.about)
+
+
+def with_activity(runs: QuerySet[Run]) -> QuerySet[Any]:
+    """The runs with everything that `activity` reads, in the same statement."""
+    waits = Wait.objects.pending().filter(run=OuterRef("pk"), kind=WaitKind.STEP)
+    retries = Attempt.objects.filter(run=OuterRef("pk"), next_at=OuterRef("due__wake_at"))
+    return runs.select_related("due").annotate(
+        awaited=Subquery(waits.order_by("expires_at").values("event_name")[:1]),
+        retry_at=Subquery(retries.values("next_at")[:1]),
+    )
+
+
+def activity(run: Any) -> Activity:
+    """What a run from `with_activity` does."""
+    due = due_of(run)
+    if run.state in TERMINAL or due is None:
+        return Activity(run.state)
+    if due.state != DueState.WAITING or due.wake_at is None:
+        return Activity(due.state)
+    return _resting(run, due.wake_at)
+
+
+def _resting(run: Any, wake_at: datetime) -> Activity:
+    when = showing.moment(wake_at)
+    if wake_at <= clock.now():
+        return Activity("queued", format_html("due since {}", when))
+    if run.retry_at is not None:
+        return Activity("retrying", format_html("at {}", when))
+    if run.awaited is not None:
+        return Activity("waiting", format_html("for {} until {}", run.awaited, when))
+    return Activity("sleeping", format_html("until {}", when))
+
+
+def due_of(run: Run) -> Due | None:
+    """A run's due row, unless it has ended."""
+    try:
+        return run.due
+    except ObjectDoesNotExist:
+        return None
+
+
+def in_state(runs: QuerySet[Run], name: str) -> QuerySet[Run]:
+    """The runs in one of the states of `CHOICES`; none for any other name."""
+    if name in TERMINAL:
+        return runs.filter(state=name)
+    if name in {state.value for state in DueState}:
+        return runs.filter(due__state=name)
+    return runs.none()
