@@ -166,7 +166,10 @@ class Journal:
         self._failures = history.failures
         self._waits = history.waits
         self._size = history.size
-        self._depth = sql.depth()
+        self._wrapper = sql.connection()
+        self._depth = sql.depth(self._wrapper)
+        self._record = _RECORD.format(mark=sql.counter("routed"))
+        self._limits = conf.settings()
         self._store = store
         self._look_back = look_back
         self._last_look = last_look
@@ -192,7 +195,7 @@ class Journal:
 
     def in_transaction(self) -> bool:
         """Whether the handler has opened a transaction in which a write would be no commit."""
-        return sql.depth() != self._depth
+        return sql.depth(self._wrapper) != self._depth
 
     # -- writing ---------------------------------------------------------------------------
 
@@ -227,7 +230,7 @@ class Journal:
             "started_at": started_at or now,
             "ended_at": now,
         }
-        mark, state = self._write(_RECORD.format(mark=sql.counter("routed")), params)
+        mark, state = self._write(self._record, params)
         step = Recorded(
             key=key,
             kind=kind,
@@ -317,7 +320,7 @@ class Journal:
         """One fenced statement. Without an effect, or without an answer, this slice has lost its run."""
         fence = {"run": self.claim.run_id, "lease": self.claim.lease}
         try:
-            rows = sql.execute(statement, {**params, **fence})
+            rows = sql.execute(statement, {**params, **fence}, wrapper=self._wrapper)
         except (OperationalError, InterfaceError) as error:
             raise self._stop(LeaseLost(f"no answer from the database: {error}")) from error
         if not rows:
@@ -341,7 +344,7 @@ class Journal:
         return signal
 
     def _check_limits(self, key: str, output: str | None) -> None:
-        limits = conf.settings()
+        limits = self._limits
         if len(self._steps) >= limits.MAX_STEPS:
             raise LimitExceeded(
                 f"step {key!r} would be number {len(self._steps) + 1} of this run; "

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from django.db import close_old_connections, connections, models, transaction
@@ -51,9 +51,8 @@ def atomic() -> Iterator[None]:
         yield
 
 
-def depth() -> tuple[bool, int]:
-    """How deep in atomic() blocks the app's connection is; two equal depths are the same block."""
-    wrapper = connection()
+def depth(wrapper: BaseDatabaseWrapper) -> tuple[bool, int]:
+    """How deep in atomic() blocks a connection is; two equal depths are the same block."""
     return wrapper.in_atomic_block, len(wrapper.savepoint_ids)
 
 
@@ -68,13 +67,25 @@ def on_commit(call: Callable[[], None]) -> None:
     transaction.on_commit(call, using=conf.settings().DATABASE)
 
 
-def execute(sql: str, params: Mapping[str, Any] | None = None) -> list[Row]:
+def execute(
+    sql: str,
+    params: Mapping[str, Any] | None = None,
+    *,
+    wrapper: BaseDatabaseWrapper | None = None,
+) -> list[Row]:
     """Run one statement and return its rows, if it returns any.
 
     Outside a transaction it is one of its own. Errors are Django's (`django.db.utils`).
+
+    Args:
+        sql: the statement.
+        params: its named parameters.
+        wrapper: what `connection` returned to this thread, where it is at hand.
     """
-    wrapper = connection()
-    wrapper.validate_no_broken_transaction()
+    if wrapper is None:
+        wrapper = connection()
+    if wrapper.needs_rollback:
+        wrapper.validate_no_broken_transaction()
     for observe in observers:
         observe(sql)
     if wrapper.vendor == "postgresql":
@@ -88,20 +99,32 @@ def execute(sql: str, params: Mapping[str, Any] | None = None) -> list[Row]:
 def _execute_postgres(
     wrapper: BaseDatabaseWrapper, sql: str, params: Mapping[str, Any] | None
 ) -> list[Row]:
+    if wrapper.connection is None:
+        wrapper.ensure_connection()
+    raw: Any = wrapper.connection
+    cursor = getattr(raw, "durable_flows_cursor", None)
+    if cursor is None:
+        cursor = raw.durable_flows_cursor = _cursor(raw)
+    try:
+        cursor.execute(sql, params)
+        return cursor.fetchall() if cursor.pgresult.nfields else []
+    except Exception:
+        with wrapper.wrap_database_errors:  # makes it Django's, and marks the connection
+            raise
+
+
+def _cursor(raw: Any) -> Any:
+    """A cursor of psycopg's own on Django's connection, kept as long as the connection."""
     import psycopg
 
-    wrapper.ensure_connection()
-    raw: Any = wrapper.connection
     raw.prepare_threshold = PREPARE_AFTER if conf.settings().PREPARE else None
-    with wrapper.wrap_database_errors, psycopg.Cursor(raw) as cursor:
-        cursor.execute(sql, params)
-        return cursor.fetchall() if cursor.description else []
+    return psycopg.Cursor(raw)
 
 
 # -- what differs by vendor --------------------------------------------------------------------
 
 
-@cache
+@lru_cache(maxsize=1_000)
 def _without_postgres(sql: str) -> str:
     """The statement for SQLite: no casts, and no row locks, since its writers lock the database."""
     return _ONLY_POSTGRES.sub("", sql)

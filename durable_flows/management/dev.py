@@ -96,7 +96,7 @@ def describe(addrport: str, *, threads: int) -> str:
     lines.append(f"worker  {threads} threads here, broker {embedded.MEMORY}, queues: {queues}")
     lines.append(f"tick    every {embedded.TICK_SECONDS:g} s")
     if (speed := clock.real(1).total_seconds()) != 1:
-        lines.append(f"clock   {speed:g} times as fast: {_for_people(speed)}")
+        lines.append(f"clock   {speed:.12g} times as fast: {_for_people(speed)}")
     flows = [f"{flow.id} ({', '.join(flow.triggers) or 'no trigger'})" for flow in registry]
     lines.append("flows   " + ("\n        ".join(sorted(flows)) or "none: write one in a flows.py"))
     return "\n".join(lines) + "\n"

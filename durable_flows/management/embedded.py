@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 
 from celery import current_app
 from celery.worker import WorkController
@@ -63,9 +63,13 @@ class Worker:
 
     def _tables_are_there(self) -> bool:
         """Wait for ``migrate``, if that has not been run; False if told to stop meanwhile."""
-        while not (there := tables_exist()) and not self.told.wait(1.0):
-            pass
-        return there
+        try:
+            while not tables_exist():
+                if self.told.wait(1.0):
+                    return False
+            return True
+        finally:
+            sql.connection().close()  # this thread will need it no more
 
     def _controller(self) -> WorkController:
         return WorkController(
@@ -121,7 +125,6 @@ def queues() -> list[str]:
 
 def tables_exist() -> bool:
     """Whether ``migrate`` has made the app's tables. Raises no error if the database is away."""
-    connection = sql.connection()
-    with suppress(DatabaseError), closing(connection):
-        return Due._meta.db_table in connection.introspection.table_names()
+    with suppress(DatabaseError):
+        return Due._meta.db_table in sql.connection().introspection.table_names()
     return False

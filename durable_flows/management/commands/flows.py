@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from typing import Any
 
@@ -10,6 +9,7 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from durable_flows.management import dev, embedded, turns
+from durable_flows.management.arguments import at_least_one, positive
 from durable_flows.rules import clock
 
 TICK = """Route the events that were sent and execute the runs that are due, here and now. Needs no
@@ -93,7 +93,7 @@ def _add_tick(commands: Any) -> None:
     tick.add_argument("--loop", action="store_true", help="go on until SIGINT or SIGTERM")
     tick.add_argument(
         "--interval",
-        type=_positive,
+        type=positive,
         default=0.5,
         metavar="SECONDS",
         help="with --loop: look again after so many seconds at the latest, and before that when a "
@@ -112,13 +112,13 @@ def _add_dev(commands: Any) -> None:
     )
     dev.add_argument(
         "--speed",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="let the engine's clock run N times as fast: with 3600 an hour passes in a second",
     )
     dev.add_argument(
         "--threads",
-        type=_at_least_one,
+        type=at_least_one,
         default=4,
         metavar="N",
         help="threads of the worker (default %(default)s)",
@@ -129,19 +129,3 @@ def _add_dev(commands: Any) -> None:
         dest="use_reloader",
         help="do not start anew when the code changes",
     )
-
-
-def _positive(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return number
-
-
-def _at_least_one(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return int(text)

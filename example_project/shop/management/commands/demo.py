@@ -17,6 +17,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import connection
 
 from durable_flows.management import dev, embedded
+from durable_flows.management.arguments import positive
 from durable_flows.rules import clock
 from example_project.shop.play import Played, fresh_cast, play
 
@@ -52,15 +53,13 @@ class Command(BaseCommand):
         )
         parser.add_argument(
             "--speed",
-            type=float,
+            type=positive,
             help=f"how much faster than real time (default {SPEED:g}, an hour a second; "
             f"{SPEED_ONCE:g} with --once)",
         )
 
     def handle(self, *args: Any, once: bool, addrport: str, **options: Any) -> None:
         speed = options["speed"] or (SPEED_ONCE if once else SPEED)
-        if speed <= 0:
-            raise CommandError(f"--speed must be positive, not {speed:g}")
         if once:
             self._play_once(speed, here=options["here"], as_json=options["json"])
         elif options["json"] or options["here"]:
@@ -98,7 +97,7 @@ class Command(BaseCommand):
         self._say(f"shop    {url}/")
         self._say(f"admin   {url}/admin/   {self._login()}")
         self._say(f"mails   {settings.EMAIL_FILE_PATH}")
-        self._say(f"clock   {speed:g} times as fast: a day passes in {86_400 / speed:.3g} s\n")
+        self._say(f"clock   {speed:.12g} times as fast: a day passes in {86_400 / speed:.3g} s\n")
         clock.run_at(speed)
         dev.serve(
             addrport, threads=THREADS, reload=False, out=self.stdout, meanwhile=self._play_meanwhile
@@ -173,7 +172,7 @@ def _complaint(played: Played) -> str:
     if (hours := played.late.total_seconds() / 3600) > 1:
         lines.append(
             f"  (shoppers were up to {hours:.1f} hours late: this machine may be too slow for "
-            f"--speed {played.speed:g})"
+            f"--speed {played.speed:.12g})"
         )
     return "\n".join(lines)
 
