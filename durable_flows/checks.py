@@ -10,7 +10,7 @@ from celery import current_app
 from django.apps import AppConfig
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
-from django.db import connections
+from django.db import connections, transaction
 
 from durable_flows import conf
 from durable_flows.errors import InvalidSetting
@@ -166,7 +166,8 @@ def _check_postgres(alias: str) -> list[CheckMessage]:
     found: list[CheckMessage] = []
     wrapper = connections[alias]
     try:
-        with wrapper.cursor() as cursor:
+        # psycopg applies isolation_level to the transactions that it begins: look inside one.
+        with transaction.atomic(using=alias), wrapper.cursor() as cursor:
             cursor.execute("SHOW transaction_isolation")
             isolation = cursor.fetchone()[0]
             version: int = wrapper.pg_version  # type: ignore[attr-defined]
