@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from durable_flows.engine import failpoints, ring, signatures, sql, stored
+from durable_flows.engine import failpoints, signatures, sql, stored
 from durable_flows.engine.stored import Routed
 from durable_flows.errors import UnknownRun
 from durable_flows.models import Due, Run, Wait
@@ -27,21 +27,31 @@ MICROSECOND = timedelta(microseconds=1)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """An event that starts a flow. ``flow`` is None if no flow of this id is known here."""
+    """An event that starts a flow.
 
+    Attributes:
+        run_id: the id of the run, the same however often the event is routed.
+        flow: None if no flow of this id is known here.
+        queue: on which it will execute.
+    """
+
+    run_id: uuid.UUID
     flow_id: str
     flow: Flow | None
+    queue: str
     trigger: Routed
 
-    @property
-    def run_id(self) -> uuid.UUID:
-        """The id of the run, the same however often the event is routed."""
-        return keys.flow_run_id(self.flow_id, self.trigger.id)
-
-    @property
-    def queue(self) -> str:
-        """The queue on which it will execute."""
-        return (self.flow and self.flow.queue) or ring.default_queue()
+    @classmethod
+    def of(cls, flow_id: str, trigger: Routed, default_queue: str) -> Start:
+        """What this event asks of this flow."""
+        flow = registry.find(flow_id)
+        return cls(
+            run_id=keys.flow_run_id(flow_id, trigger.id),
+            flow_id=flow_id,
+            flow=flow,
+            queue=(flow and flow.queue) or default_queue,
+            trigger=trigger,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +163,8 @@ def _insert_due(runs: Sequence[tuple[uuid.UUID, str, int]]) -> None:
 
 
 def _first_cancel_waits(start: Start) -> list[CancelWait]:
+    if start.flow is None or not start.flow.cancel_on:
+        return []
     trigger = start.trigger
     newer_than = (trigger.deliver_at, trigger.arrival)
     return _cancel_waits(start.run_id, start.flow, trigger.event, 0, newer_than)

@@ -48,17 +48,14 @@ def end(endings: Sequence[Ending]) -> list[Ending]:
 def _take_due(endings: Sequence[Ending]) -> list[Ending]:
     """Delete the due rows, in the order of the ids: whoever does has ended the run."""
     by_run = {ending.run_id: ending for ending in endings}
-    ordered = sorted(by_run)
-    sql.execute(
-        f"SELECT 1 FROM durable_flows_due WHERE {sql.among('run_id', 'runs')} "
-        "ORDER BY run_id FOR UPDATE",
-        {"runs": ordered},
-    )
     source, columns = sql.table(
-        Due, "t", {"run_id": ordered, "lease": [by_run[run].lease for run in ordered]}
+        Due, "t", {"run_id": list(by_run), "lease": [ending.lease for ending in by_run.values()]}
     )
     rows = sql.execute(
-        f"DELETE FROM durable_flows_due WHERE (run_id, lease) IN (SELECT t.run_id, t.lease FROM {source}) "
+        "WITH mine AS MATERIALIZED (SELECT d.run_id FROM durable_flows_due d "
+        f"JOIN {source} ON t.run_id = d.run_id AND t.lease = d.lease "
+        "ORDER BY d.run_id FOR UPDATE OF d) "
+        "DELETE FROM durable_flows_due WHERE run_id IN (SELECT run_id FROM mine) "
         "RETURNING run_id, state",
         columns,
     )

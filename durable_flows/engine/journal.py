@@ -320,7 +320,7 @@ class Journal:
         """One fenced statement. Without an effect, or without an answer, this slice has lost its run."""
         fence = {"run": self.claim.run_id, "lease": self.claim.lease}
         try:
-            rows = sql.execute(statement, {**params, **fence}, wrapper=self._wrapper)
+            rows = sql.execute(statement, {**params, **fence}, prepare=True, wrapper=self._wrapper)
         except (OperationalError, InterfaceError) as error:
             raise self._stop(LeaseLost(f"no answer from the database: {error}")) from error
         if not rows:

@@ -72,9 +72,9 @@ def _admit_batch(done: Routing) -> list[uuid.UUID] | None:
         if not batch:
             return None
         batch = _number(batch)
-        starts = [start for event in batch for start in _starts(event)]
+        starts = _starts(batch)
         _backfill(signatures.write(admit.cancel_signatures(starts)), starts)
-        _note_matches(batch, signatures.read({event.event.name for event in batch}))
+        _note_matches(batch, signatures.read({event.name for event in batch}))
         new_runs = admit.start_runs(starts)
     done.queues |= {start.queue for start in starts}
     return new_runs
@@ -92,7 +92,7 @@ def _settle_batch(done: Routing, new_runs: Sequence[uuid.UUID]) -> bool:
         hits += settle.look_back_for_cancels(new_runs)
         settle.end_cancel_waits(hits)
         cancel.ask({hit.run_id: f"event {hit.event.name} {hit.event_id}" for hit in hits})
-        refused = _obey([event for event in batch if event.event.name in _COMMANDS])
+        refused = _obey([event for event in batch if event.name in _COMMANDS])
         _mark_routed(batch, refused)
         failpoints.reach("before_routed_commit")
     done.events += len(batch)
@@ -117,15 +117,20 @@ def _number(batch: Sequence[Routed]) -> list[Routed]:
     return [replace(event, routed=numbers.get(event.id, event.routed)) for event in batch]
 
 
-def _starts(event: Routed) -> list[admit.Start]:
-    """The runs that an event asks for."""
-    if event.event.name == events.START:
-        flow = registry.find(event.target)
-        return [admit.Start(flow_id=event.target, flow=flow, trigger=event)]
+def _starts(batch: Sequence[Routed]) -> list[admit.Start]:
+    """The runs that events ask for, in order."""
+    default_queue = ring.default_queue()
     return [
-        admit.Start(flow_id=flow.id, flow=flow, trigger=event)
-        for flow in registry.listening(event.event.name)
+        admit.Start.of(flow_id, event, default_queue)
+        for event in batch
+        for flow_id in _flows_of(event)
     ]
+
+
+def _flows_of(event: Routed) -> list[str]:
+    if event.name == events.START:
+        return [event.target]
+    return [flow.id for flow in registry.listening(event.name)]
 
 
 def _note_matches(batch: Sequence[Routed], in_use: signatures.Signatures) -> None:
@@ -133,6 +138,7 @@ def _note_matches(batch: Sequence[Routed], in_use: signatures.Signatures) -> Non
     rows = [
         (match, event.routed, event.id)
         for event in batch
+        if event.name in in_use
         for match in signatures.hashes_of(event.event, in_use)
     ]
     sql.insert(
@@ -166,13 +172,13 @@ def _obey(commands: Sequence[Routed]) -> dict[uuid.UUID, str]:
             _obey_one(command)
         except (IllegalTransition, UnknownRun) as error:
             refused[command.id] = str(error)
-            logger.warning("command %s %s was refused: %s", command.event.name, command.id, error)
+            logger.warning("command %s %s was refused: %s", command.name, command.id, error)
     return refused
 
 
 def _obey_one(command: Routed) -> None:
     run_id = uuid.UUID(command.target)
-    if command.event.name == events.CANCEL:
+    if command.name == events.CANCEL:
         cancel.ask({run_id: command.event.data.get("reason") or f"command {command.id}"})
     else:
         admit.go_on(run_id, command)

@@ -289,9 +289,9 @@ def lock_due(run_ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, tuple[str, int]]:
 
 
 def _by_hash(batch: Sequence[Routed]) -> dict[uuid.UUID, list[Routed]]:
-    in_use = signatures.read({routed.event.name for routed in batch})
+    in_use = signatures.read({routed.name for routed in batch})
     found: dict[uuid.UUID, list[Routed]] = defaultdict(list)
-    for routed in batch:
+    for routed in (routed for routed in batch if routed.name in in_use):
         for hash_ in signatures.hashes_of(routed.event, in_use):
             found[hash_].append(routed)
     return found

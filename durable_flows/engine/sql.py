@@ -71,6 +71,7 @@ def execute(
     sql: str,
     params: Mapping[str, Any] | None = None,
     *,
+    prepare: bool = False,
     wrapper: BaseDatabaseWrapper | None = None,
 ) -> list[Row]:
     """Run one statement and return its rows, if it returns any.
@@ -80,6 +81,8 @@ def execute(
     Args:
         sql: the statement.
         params: its named parameters.
+        prepare: keep its plan on the server. For statements that touch single rows by primary key:
+            a plan for many rows that was made for small tables is a bad one for large tables.
         wrapper: what `connection` returned to this thread, where it is at hand.
     """
     if wrapper is None:
@@ -89,7 +92,7 @@ def execute(
     for observe in observers:
         observe(sql)
     if wrapper.vendor == "postgresql":
-        return _execute_postgres(wrapper, sql, params)
+        return _execute_postgres(wrapper, sql, params, prepare)
     with wrapper.cursor() as cursor:
         values = {name: _for_sqlite(value) for name, value in (params or {}).items()}
         cursor.execute(_without_postgres(sql), values)
@@ -97,7 +100,7 @@ def execute(
 
 
 def _execute_postgres(
-    wrapper: BaseDatabaseWrapper, sql: str, params: Mapping[str, Any] | None
+    wrapper: BaseDatabaseWrapper, sql: str, params: Mapping[str, Any] | None, prepare: bool
 ) -> list[Row]:
     if wrapper.connection is None:
         wrapper.ensure_connection()
@@ -106,7 +109,7 @@ def _execute_postgres(
     if cursor is None:
         cursor = raw.durable_flows_cursor = _cursor(raw)
     try:
-        cursor.execute(sql, params)
+        cursor.execute(sql, params, prepare=None if prepare else False)
         return cursor.fetchall() if cursor.pgresult.nfields else []
     except Exception:
         with wrapper.wrap_database_errors:  # makes it Django's, and marks the connection

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 from durable_flows.engine import sql
@@ -16,12 +17,12 @@ _COLUMNS = ("id", "name", "data", '"user"', "key", "ts", "v")
 WIDTH = len(_COLUMNS)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Routed:
-    """An event that has its number in the order of routing."""
+    """An event on its way through the router; ``routed`` is its number there, 0 before it has one."""
 
-    event: Event
     id: uuid.UUID
+    name: str
     routed: int
     received_at: datetime
     deliver_at: datetime
@@ -29,6 +30,12 @@ class Routed:
     mark: int
     target: str
     depth: int
+    row: tuple[Any, ...] = field(repr=False)
+
+    @cached_property
+    def event(self) -> Event:
+        """The event, decoded when it is first asked for: most events only start a flow."""
+        return event(self.row)
 
 
 def columns(alias: str) -> str:
@@ -88,10 +95,9 @@ def routed_since(number: int, names: Sequence[str]) -> list[Routed]:
 
 def _routed(row: Sequence[Any]) -> Routed:
     routed, received_at, deliver_at, arrival, mark, target, depth, *rest = row
-    found = event(rest)
     return Routed(
-        event=found,
-        id=event_id(found),
+        id=sql.uid(rest[0]),
+        name=rest[1],
         routed=routed or 0,
         received_at=sql.moment(received_at),
         deliver_at=sql.moment(deliver_at),
@@ -99,4 +105,5 @@ def _routed(row: Sequence[Any]) -> Routed:
         mark=mark,
         target=target,
         depth=depth,
+        row=tuple(rest),
     )
