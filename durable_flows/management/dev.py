@@ -68,7 +68,8 @@ def serve(
     _end_on_signals(reload)
     if not embedded.tables_exist():
         out.write("The tables of durable_flows are missing: flows begin after manage.py migrate.\n")
-    with embedded.worker(threads) as worker:
+    # A second Ctrl-C waits for nothing.
+    with suppress(KeyboardInterrupt), embedded.worker(threads) as worker:
         if meanwhile is not None:
             threading.Thread(target=meanwhile, args=[worker], daemon=True).start()
         try:
@@ -112,8 +113,9 @@ def _for_people(speed: float) -> str:
 def _end_on_signals(reload: bool) -> None:
     """Both signals end the process through its ``finally:`` blocks."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    if reload:  # Ctrl-C reaches parent and child; the parent ends both, by SIGTERM
-        signal.signal(signal.SIGINT, lambda *_: None)
+    # With a parent Ctrl-C reaches both, and the parent ends both, by SIGTERM. Without, it is set too:
+    # a shell starts what runs in its background with SIGINT ignored.
+    signal.signal(signal.SIGINT, (lambda *_: None) if reload else signal.default_int_handler)
 
 
 # -- the parent ------------------------------------------------------------------------------

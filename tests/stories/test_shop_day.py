@@ -63,7 +63,7 @@ def test_everybody_gets_the_mails_of_their_runs_and_no_others() -> None:
     play(shoppers)
     sent: dict[str, list[str]] = defaultdict(list)
     for message in mail.outbox:
-        sent[message.to[0]].append(message.subject)
+        sent[message.to[0]].append(str(message.subject))
     assert {who for who in shoppers if mail_differences(who, sent[shoppers[who].email])} == set()
     assert set(sent) <= {shopper.email for shopper in shoppers.values()}
 

@@ -1,0 +1,324 @@
+"""``manage.py flows``: by hand, or everything in one process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.management import CommandError, call_command
+
+from durable_flows import Event, Step, conf, flow
+from durable_flows.engine import execute
+from durable_flows.management import dev, embedded, turns
+from durable_flows.registry import registry
+from durable_flows.rules import clock
+from durable_flows.testing import run_of, send
+from tests.servers import PostgresServer, free_port, postgres_server
+from tests.stories.project import DEAD_BROKER, Browser, Project, scratch_project
+
+FAST = f"{time.time()!r}:360000.0"  # a day in 0.24 s
+SLOWER = f"{time.time()!r}:36000.0"  # a day in 2.4 s
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Iterator[Project]:
+    with scratch_project(tmp_path) as project:
+        yield project
+
+
+@pytest.fixture
+def own_registry() -> Iterator[None]:
+    with registry.isolated():
+        yield
+
+
+def flows(*arguments: str) -> str:
+    out = StringIO()
+    call_command("flows", *arguments, stdout=out)
+    return out.getvalue()
+
+
+# -- arguments -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "the following arguments are required"),
+        (["sing"], "invalid choice: 'sing'"),
+        (["tick", "--interval", "0"], "'0' is not a positive number"),
+        (["tick", "--interval", "soon"], "'soon' is not a positive number"),
+        (["dev", "--speed", "-1"], "'-1' is not a positive number"),
+        (["dev", "--speed", "inf"], "'inf' is not a positive number"),
+        (["dev", "--speed", "nan"], "'nan' is not a positive number"),
+        (["dev", "--threads", "0"], "'0' is not a whole number from 1"),
+        (["dev", "--threads", "2.5"], "'2.5' is not a whole number from 1"),
+    ],
+)
+def test_an_argument_that_means_nothing_is_refused(arguments: list[str], said: str) -> None:
+    with pytest.raises(CommandError, match=said):
+        flows(*arguments)
+
+
+def test_dev_refuses_to_run_without_debug_and_says_what_to_do(settings: Any) -> None:
+    settings.DEBUG = False
+    with pytest.raises(CommandError, match=r"DEBUG is off.*celery -A <project> worker"):
+        flows("dev")
+
+
+def test_dev_refuses_an_address_it_cannot_read(settings: Any) -> None:
+    settings.DEBUG = True
+    with pytest.raises(CommandError, match="'here' is neither PORT nor ADDRESS:PORT"):
+        flows("dev", "here")
+
+
+@pytest.mark.parametrize(
+    ("addrport", "url"),
+    [
+        ("", "http://127.0.0.1:8000"),
+        ("8080", "http://127.0.0.1:8080"),
+        ("0.0.0.0:80", "http://0.0.0.0:80"),
+        ("[::1]:8000", "http://[::1]:8000"),
+        ("localhost:8000", "http://localhost:8000"),
+    ],
+)
+def test_an_address_is_read_as_runserver_reads_it(addrport: str, url: str) -> None:
+    assert dev.base_url(addrport) == url
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_dev_says_what_runs_where() -> None:
+    @flow("welcome", on="app/user.created", queue="mails")
+    def welcome(event: Event) -> None: ...
+
+    said = dev.describe("8080", threads=3)
+    assert "http://127.0.0.1:8080/\n" in said
+    assert "http://127.0.0.1:8080/admin/\n" in said
+    assert "3 threads here, broker memory://, queues: celery, mails\n" in said
+    assert "welcome (app/user.created)\n" in said
+    assert "clock" not in said
+
+
+def test_dev_says_how_fast_the_clock_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(clock.VARIABLE, "")
+    clock.run_at(3600)
+    try:
+        assert "3600 times as fast: an hour passes in 1 s\n" in dev.describe("", threads=1)
+    finally:
+        clock.reset()
+
+
+# -- tick ------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db
+@pytest.mark.usefixtures("own_registry")
+def test_a_tick_routes_and_executes_what_is_due_and_rings_no_bell(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @flow("greet", on="app/user.created")
+    def greet(event: Event, step: Step) -> str:
+        return step.run("rings", lambda: conf.settings().RING)
+
+    event_id = send("app/user.created")
+    settings.DURABLE_FLOWS = {"RING": "inline"}
+    assert flows("tick") == "2 events routed and slices executed\n"
+    assert run_of(event_id).result == "off"
+    assert conf.settings().RING == "inline"
+
+
+@pytest.mark.django_db
+def test_a_tick_with_nothing_to_do_says_so() -> None:
+    assert flows("tick") == "0 events routed and slices executed\n"
+
+
+@pytest.mark.django_db
+@pytest.mark.usefixtures("own_registry")
+def test_the_loop_ends_at_the_next_boundary_once_it_is_told() -> None:
+    @flow("last", on="app/told")
+    def last(event: Event, step: Step) -> str:
+        step.run("tell", execute.stopping.set)
+        return "the step in hand was finished"
+
+    event_id = send("app/told")
+    turns.turn_until_told(0.5)
+    assert run_of(event_id).result == "the step in hand was finished"
+    assert not execute.stopping.is_set()
+
+
+@pytest.mark.processes
+def test_a_tick_without_tables_names_the_remedy(project: Project) -> None:
+    done = project.run("flows", "tick")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "CommandError: The tables of durable_flows are missing: run manage.py migrate.\n"
+    )
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("how", ["press_ctrl_c", "terminate"])
+def test_the_loop_carries_a_run_to_its_end_without_a_broker_and_ends_cleanly(
+    project: Project, how: str
+) -> None:
+    project.migrate()
+    with project.running("flows", "tick", "--loop", DURABLE_FLOWS_CLOCK=FAST) as loop:
+        project.send("app/user.created", {"user": {"id": 7}}, {"email": "dan@example.com"})
+        loop.wait_until(
+            lambda: project.run_states() == [("activation-email", "completed")], "completed run"
+        )
+        assert getattr(loop, how)() == 0
+        assert loop.said == ""
+    assert project.rows("SELECT key FROM durable_flows_step ORDER BY seq") == [
+        ("send-welcome-email",),
+        ("wait-for-post-creation",),
+        ("send-reminder-email",),
+    ]
+
+
+@pytest.fixture
+def project_on_own_server(tmp_path: Path) -> Iterator[tuple[Project, PostgresServer]]:
+    with postgres_server() as server:
+        place = {
+            "EXAMPLE_PGHOST": server.host,
+            "EXAMPLE_PGPORT": str(server.port),
+            "EXAMPLE_PGUSER": server.user,
+            "EXAMPLE_PGPASSWORD": "",
+            "EXAMPLE_PGDATABASE": server.dbname,
+        }
+        yield Project(tmp_path, place), server
+
+
+@pytest.mark.processes
+def test_the_loop_waits_for_a_database_that_goes_away(
+    project_on_own_server: tuple[Project, PostgresServer],
+) -> None:
+    project, server = project_on_own_server
+    project.migrate()
+    with project.running("flows", "tick", "--loop", DURABLE_FLOWS_CLOCK=SLOWER) as loop:
+        project.send("app/user.created", {"user": {"id": 7}}, {"email": "dan@example.com"})
+        loop.wait_until(lambda: list(project.mails.glob("*")), "welcome mail")
+        server.restart(crash=True)
+        loop.wait_until(lambda: "trying again" in loop.said, "word about the database")
+        loop.wait_until(
+            lambda: project.run_states() == [("activation-email", "completed")], "completed run"
+        )
+        assert loop.terminate() == 0
+        assert "Traceback" not in loop.said
+
+
+# -- dev -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def dev_server(project: Project, *arguments: str, **environment: str) -> Iterator[Any]:
+    port = free_port()
+    browser = Browser(f"http://127.0.0.1:{port}")
+    with project.running("flows", "dev", str(port), *arguments, **environment) as server:
+        server.wait_until(browser.answers, "answer over HTTP")
+        yield server, browser
+
+
+def forget_a_cart(browser: Browser) -> None:
+    browser.post("/cart/add/stoneware-mug/", email="bob@example.com")
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("reload", ["--noreload", None])
+def test_dev_serves_pages_and_executes_what_they_start_at_its_own_speed(
+    project: Project, reload: str | None
+) -> None:
+    project.migrate()
+    options = ["--speed", "360000", *([reload] if reload else [])]
+    assert project.environment["CELERY_BROKER_URL"] == DEAD_BROKER
+    with dev_server(project, *options) as (server, browser):
+        forget_a_cart(browser)
+        server.wait_until(
+            lambda: project.run_states() == [("cart-abandonment", "completed")], "completed run"
+        )
+        began = time.monotonic()
+        assert server.press_ctrl_c() == 0
+        assert time.monotonic() - began < 5
+        assert not server.has_children()
+        assert "Traceback" not in server.said
+        assert "cart-abandonment (cart/product.added)" in server.said
+    (mail,) = project.mails.glob("*")
+    assert "To: bob@example.com" in mail.read_text()
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("reload", ["--noreload", None])
+def test_dev_ends_cleanly_when_a_service_manager_tells_it_to(
+    project: Project, reload: str | None
+) -> None:
+    project.migrate()
+    with dev_server(project, *([reload] if reload else [])) as (server, _):
+        assert server.terminate() == 0
+        assert not server.has_children()
+        assert "Traceback" not in server.said
+
+
+@pytest.mark.processes
+def test_dev_finds_what_another_process_has_sent(project: Project) -> None:
+    project.migrate()
+    with dev_server(project, "--noreload") as (server, _):
+        project.send("app/user.created", {"user": {"id": 7}}, {"email": "dan@example.com"})
+        server.wait_until(lambda: list(project.mails.glob("*")), "welcome mail")
+
+
+@pytest.mark.processes
+def test_dev_waits_for_migrate_and_says_so(project: Project) -> None:
+    with project.running("flows", "dev", str(free_port()), "--noreload") as server:
+        server.wait_until(
+            lambda: "flows begin after manage.py migrate" in server.said, "word about migrate"
+        )
+        project.migrate()
+        project.send("app/user.created", {"user": {"id": 7}}, {"email": "dan@example.com"})
+        server.wait_until(lambda: list(project.mails.glob("*")), "welcome mail")
+        assert "unapplied migration" in server.said
+        assert "Traceback" not in server.said
+
+
+STUCK = """
+import sys, threading
+from durable_flows import flow, send
+from durable_flows.management import dev
+
+@flow("stuck", on="app/stuck")
+def stuck(event, step):
+    step.run("hang", hang)
+
+def hang():
+    print("hanging", flush=True)
+    threading.Event().wait()
+
+def begin(worker):
+    worker.ready.wait()
+    send("app/stuck")
+
+dev.serve("{port}", threads=1, reload=False, out=sys.stdout, meanwhile=begin)
+"""
+
+
+@pytest.mark.processes
+def test_dev_ends_while_a_step_hangs_and_says_what_becomes_of_its_run(project: Project) -> None:
+    project.migrate()
+    code = STUCK.format(port=free_port())
+    with project.running("shell", "-c", code) as server:
+        server.wait_until(lambda: "hanging" in server.said, "step at work")
+        assert server.press_ctrl_c() == 0
+        assert "A step did not end within 3 s; its run goes on another time." in server.said
+        assert "Traceback" not in server.said
+
+
+def test_the_embedded_worker_serves_the_queues_of_project_and_flows() -> None:
+    with registry.isolated():
+
+        @flow("on-its-own-queue", on="app/heavy", queue="heavy")
+        def heavy(event: Event) -> None: ...
+
+        assert embedded.queues() == ["celery", "heavy"]
