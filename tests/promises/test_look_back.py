@@ -266,6 +266,18 @@ def test_the_oldest_is_used_first_though_only_the_newer_one_was_noted():
     assert played().result == [1, 2]
 
 
+def test_a_long_backlog_is_used_up_to_its_last_event():
+    """More than a wait looks at in one go: those that are used do not hide those that are not."""
+
+    @flow("asks", on="go")
+    def asks(step):
+        step.run("ask", lambda: send([Event("replied", {"n": n}) for n in range(130)]) and None)
+        route()
+        return [wait(step) for _ in range(130)]
+
+    assert played().result == list(range(130))
+
+
 def test_an_event_that_an_earlier_wait_used_is_not_used_again_after_an_action():
     @flow("asks", on="go")
     def asks(step):
@@ -442,6 +454,20 @@ def test_since_a_moment_reaches_back_behind_a_sleep():
     reply(n=1)
     advance("61m")
     assert again(run).result == 1
+
+
+def test_since_a_moment_before_the_trigger_does_not_see_the_trigger_itself():
+    moment = now()
+
+    @flow("asks", on="replied")
+    def asks(step):
+        return wait(step, since=moment)
+
+    run = played("replied", {"n": 1})
+    assert run.activity == "waiting"
+    reply(n=2)
+    drain()
+    assert again(run).result == 2
 
 
 def test_since_now_after_a_sleep_is_now():

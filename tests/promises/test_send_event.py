@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from durable_flows import Event, StepError, flow, send
+from durable_flows.engine import sql
 from durable_flows.models import Event as StoredEvent
-from durable_flows.testing import advance, crash_after, crash_at, drain
+from durable_flows.testing import Crash, advance, crash_after, crash_at, drain
 from tests.promises.staging import again, listener, played, row
 
 pytestmark = pytest.mark.django_db
@@ -98,6 +99,28 @@ def test_it_is_sent_exactly_once_wherever_the_worker_dies(request, place, transa
     assert [str(event.pk) for event in sent()] == seen[-1]
     assert len(seen[-1]) == 1
     assert set(started) == set(seen[-1])
+
+
+@pytest.mark.parametrize("transactional", [True, False])
+def test_a_worker_that_dies_between_the_events_and_the_record_has_sent_nothing(
+    request, transactional
+):
+    if transactional:
+        request.getfixturevalue("transactional_db")
+    sender(Event("told"))
+
+    def die(statement: str) -> None:
+        if "INSERT INTO durable_flows_step" in statement:
+            sql.observers.remove(die)
+            raise Crash
+
+    sql.observers.append(die)
+    run = played()
+    assert die not in sql.observers
+    assert sent() == []
+    drain()
+    assert len(sent()) == 1
+    assert again(run).step_keys == ["tell", "night"]
 
 
 def test_crash_after_means_after_the_commit_for_this_step_too():

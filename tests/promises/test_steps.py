@@ -12,10 +12,13 @@ import pytest
 from django.db import transaction
 
 from durable_flows import Event, StepError, flow
+from durable_flows.engine import ring
+from durable_flows.engine.claim import claim
 from durable_flows.errors import InvalidOption
+from durable_flows.models import Due
 from durable_flows.models import Step as StoredStep
 from durable_flows.testing import advance, crash_after, drain
-from tests.promises.staging import again, played
+from tests.promises.staging import again, now, played
 
 pytestmark = pytest.mark.django_db
 
@@ -570,6 +573,32 @@ def test_an_unrecorded_step_is_executed_again_after_a_crash():
     assert again(run).result == "charged"
     assert calls == {"charge": 3}
     assert again(run).attempts == {}, "a kill is no attempt"
+
+
+def test_a_worker_that_was_thought_dead_records_nothing_once_its_run_was_taken_over():
+    calls: list[str] = []
+
+    def charge() -> int:
+        calls.append("charge")
+        if len(calls) == 1:
+            Due.objects.update(wake_at=now())  # its lease has ended, and another one claims
+            (taken,) = claim(ring.default_queue(), 1)
+            assert taken.lease == 2
+        return len(calls)
+
+    @flow("slow", on="go")
+    def slow(step):
+        step.run("charge", charge)
+        step.run("ship", lambda: calls.append("ship"))
+        return "done"
+
+    run = played()
+    assert again(run).steps == ()
+    assert calls == ["charge"]
+    advance("1m")  # the other one dies; its lease ends
+    assert again(run).result == "done"
+    assert calls == ["charge", "charge", "ship"]
+    assert again(run).step("charge").output == 2
 
 
 def test_the_idempotency_key_is_stable_across_a_crash_and_an_attempt():

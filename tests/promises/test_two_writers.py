@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import timedelta
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -13,8 +12,10 @@ from django.db import connection, transaction
 
 from durable_flows import CancelOn, Event, cancel, flow, send
 from durable_flows.engine import execute, ring
+from durable_flows.engine.claim import claim
 from durable_flows.engine.route import route
-from durable_flows.models import Due, Run, Signature
+from durable_flows.models import Due, Run, Signature, Wait
+from durable_flows.rules.keys import event_key_hash
 from durable_flows.testing import advance, drain
 from tests.promises.staging import again, listener, now, once_at, played, stored
 
@@ -214,6 +215,17 @@ def test_senders_of_other_ids_wait_for_nobody():
         send("go")
 
 
+def test_the_keys_of_a_list_are_taken_in_one_order_so_that_none_is_held_while_waiting_for_one_before():
+    first, last = sorted(("x", "y"), key=lambda key: event_key_hash("go", key))
+    with held_open(lambda: send("go", id=first)):
+        other = Other(lambda: send([Event("go", id=last), Event("go", id=first)]))
+        wait_until_somebody_waits_for_a_lock()
+        with impatient():
+            send("go", id=last)
+    other.done()
+    assert len(stored()) == 2
+
+
 def test_two_lists_with_the_same_ids_in_another_order_do_not_block_each_other_for_good():
     forward = [Event("go", id=str(n)) for n in range(50)]
     others = [
@@ -286,19 +298,34 @@ def test_a_slice_that_lost_its_run_writes_nothing_more():
     assert again(run).step_keys == ["work", "after"]
 
 
-def test_an_event_and_the_timeout_at_the_same_moment_end_a_wait_once():
+def test_what_one_worker_is_about_to_claim_another_neither_takes_nor_waits_for():
+    listener("go")
+    send("go")
+    route()
+    with held_open(lambda: claim(ring.default_queue(), 10)) as first:
+        send("go")
+        route()
+        with impatient():
+            second = claim(ring.default_queue(), 10)
+    assert len(first) == len(second) == 1
+    assert first[0].run_id != second[0].run_id
+
+
+def test_an_event_that_is_committed_in_the_moment_of_the_timeout_ends_the_wait_alone():
+    """Sent before the timeout, in a transaction that commits after the slice's last look."""
     waiter()
     run = played()
     advance("59m", play=False)
+    with ExitStack() as stack:
+        (event_id,) = stack.enter_context(held_open(lambda: send("replied")))
+        advance("2m", play=False)
 
-    def reply() -> None:
-        def send_and_route() -> None:
-            send("replied", ts=now() - timedelta(days=1))
-            route()
+        def commit_and_route() -> None:
+            stack.close()
+            Other(route).done()
 
-        Other(send_and_route).done()
-
-    with once_at("before_timeout", reply):
-        advance("2m")
-    assert again(run).state == "completed"
+        with once_at("before_timeout", commit_and_route):
+            drain()
+    assert again(run).result == event_id
+    assert Wait.objects.get().outcome == "event"
     assert not Due.objects.exists()

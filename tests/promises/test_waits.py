@@ -11,6 +11,7 @@ from durable_flows import CancelOn, Event, cancel, flow, retry, send
 from durable_flows.engine import failpoints
 from durable_flows.engine.route import route
 from durable_flows.models import Due, Wait
+from durable_flows.models import Event as StoredEvent
 from durable_flows.testing import advance, crash_at, drain, run_of
 from tests.promises.staging import again, execute_due, now, once_at, played, row
 
@@ -350,8 +351,6 @@ def test_a_runs_own_trigger_never_resumes_its_own_wait():
     got = waiter(event="go", since="run")
     run = played()
     assert again(run).activity == "waiting"
-    from durable_flows.models import Event as StoredEvent
-
     StoredEvent.objects.update(routed_at=None, routed=None)  # as if it were routed again
     drain()
     assert again(run).activity == "waiting"
@@ -407,21 +406,41 @@ def test_a_timeout_that_waits_for_the_router_is_a_timeout_if_nothing_matches():
     assert got == [None]
 
 
-def test_an_event_routed_in_the_moment_of_the_timeout_wins_or_comes_too_late_but_never_both():
+def routed_late() -> None:
+    """An event that was received in time by a long transaction, and is routed only now."""
+    (event_id,) = send("replied")
+    in_time = now() - timedelta(minutes=5)
+    StoredEvent.objects.filter(pk=event_id).update(received_at=in_time, deliver_at=in_time)
+    route()
+
+
+def test_an_event_that_is_routed_in_the_moment_of_the_timeout_wins_alone():
     got = waiter()
-    played()
-    advance("59m", play=False)
-
-    def reply() -> None:
-        send("replied", ts=now() - timedelta(minutes=5))
-        route()
-
-    with once_at("before_timeout", reply):
-        advance("5m")
+    run = played()
+    advance("61m", play=False)
+    with once_at("before_timeout", routed_late):
+        drain()
     assert len(got) == 1
-    wait = Wait.objects.get()
-    assert wait.settled_at is not None
-    assert (wait.outcome == "event") == (got[0] is not None)
+    assert got[0] is not None
+    assert again(run).result == "heard"
+    assert Wait.objects.get().outcome == "event"
+
+
+def test_an_event_that_is_routed_after_the_timeout_was_settled_changes_nothing():
+    seen: list[Event | None] = []
+
+    @flow("waiter", on="go")
+    def handler(step):
+        seen.append(step.wait_for_event("reply", event="replied", timeout="1h"))
+        step.sleep("night", "12h")
+
+    played()
+    advance("61m", play=False)
+    with once_at("before_suspend", routed_late):
+        drain()
+    advance("12h")
+    assert seen == [None, None]
+    assert Wait.objects.get().outcome == "timeout"
 
 
 def test_a_cancelled_wait_is_closed():
