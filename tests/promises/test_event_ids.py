@@ -8,7 +8,8 @@ import pytest
 from django.db import transaction
 
 from durable_flows import CancelOn, Event, flow, send
-from durable_flows.testing import advance, drain, run_of
+from durable_flows.engine import sql
+from durable_flows.testing import Crash, advance, drain, run_of
 from tests.promises.staging import listener, now, played, rolled_back, row, stored
 
 pytestmark = pytest.mark.django_db
@@ -111,6 +112,22 @@ def test_after_a_rollback_the_id_is_free_again():
     drain()
     assert started == [event_id]
     assert row(event_id).data == '{"n":2}'
+
+
+@pytest.mark.django_db(transaction=True)
+def test_after_a_sender_died_before_its_event_was_stored_the_id_is_free():
+    def die(statement: str) -> None:
+        if statement.startswith("INSERT INTO durable_flows_event "):
+            sql.observers.remove(die)
+            raise Crash
+
+    sql.observers.append(die)
+    with pytest.raises(Crash):
+        send("a", id="x")
+    started = listener("a")
+    (event_id,) = send("a", id="x")
+    drain()
+    assert started == [event_id]
 
 
 @pytest.mark.django_db(transaction=True)

@@ -215,10 +215,14 @@ def test_senders_of_other_ids_wait_for_nobody():
         send("go")
 
 
-def test_the_keys_of_a_list_are_taken_in_one_order_so_that_none_is_held_while_waiting_for_one_before():
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_keys_of_a_list_are_taken_in_one_order_so_that_none_is_held_while_waiting_for_one_before(
+    order: int,
+):
     first, last = sorted(("x", "y"), key=lambda key: event_key_hash("go", key))
+    batch = [Event("go", id=first), Event("go", id=last)][::order]
     with held_open(lambda: send("go", id=first)):
-        other = Other(lambda: send([Event("go", id=last), Event("go", id=first)]))
+        other = Other(lambda: send(batch))
         wait_until_somebody_waits_for_a_lock()
         with impatient():
             send("go", id=last)
