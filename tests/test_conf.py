@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import Any
 
 import pytest
 from django.test import override_settings
@@ -49,7 +50,7 @@ def test_an_unknown_name_is_left_to_the_check():
     assert conf.parse({"QUEU": "x"}) == conf.DEFAULTS
 
 
-_BY_TYPE = {
+_BY_TYPE: dict[str, list[Any]] = {
     "int": [0, -1, "10", 1.5, None, True, [1]],
     "float": [0, -1, 0.0, "5", None, True, [1], float("nan"), float("inf")],
     "bool": [0, 1, "true", None],
@@ -92,5 +93,12 @@ def test_seconds_may_be_whole_or_not():
 
 
 def test_a_payloads_limits_are_those_of_the_settings():
-    found = conf.parse({"MAX_DEPTH": 3, "MAX_KEYS": 4, "MAX_KEY_LENGTH": 5}).limits(6)
-    assert (found.max_depth, found.max_keys, found.max_key_length, found.max_bytes) == (3, 4, 5, 6)
+    found = conf.parse({"MAX_DEPTH": 3, "MAX_KEYS": 4, "MAX_KEY_LENGTH": 5, "MAX_EVENT_BYTES": 6})
+    limits = found.event_limits
+    assert (limits.max_depth, limits.max_keys, limits.max_key_length, limits.max_bytes) == (
+        3,
+        4,
+        5,
+        6,
+    )
+    assert found.result_limits.max_bytes == found.MAX_RESULT_BYTES

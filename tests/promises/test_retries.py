@@ -131,6 +131,7 @@ def delays() -> list[timedelta]:
         # the failure is noted a moment after the delay began
         timedelta(seconds=round((next_at - failed_at).total_seconds(), 1))
         for failed_at, next_at in attempts
+        if next_at is not None
     ]
 
 

@@ -83,7 +83,7 @@ def test_a_sent_event_knows_the_run_that_sent_it_and_its_depth():
 
 
 @pytest.mark.parametrize(
-    "place", ["step_recorded", "events_sent", "before_suspend", "before_end"], ids=str
+    "place", ["step_ran", "step_recorded", "before_suspend", "before_end"], ids=str
 )
 @pytest.mark.parametrize("transactional", [True, False])
 def test_it_is_sent_exactly_once_wherever_the_worker_dies(request, place, transactional):

@@ -329,11 +329,15 @@ def test_a_repeated_id_is_a_step_of_its_own():
 def test_repetitions_keep_their_numbers_across_suspends():
     calls: list[str] = []
 
+    def charge(n: int) -> int:
+        calls.append(str(n))
+        return n
+
     @flow("repeats", on="go")
     def repeats(step):
         found = []
         for n in range(3):
-            found.append(step.run("charge", lambda n=n: calls.append(str(n)) or n))
+            found.append(step.run("charge", charge, n))
             step.sleep("pause", "1h")
         return found
 
@@ -546,15 +550,18 @@ def test_a_recorded_step_is_not_executed_again_after_a_crash():
 
     @flow("crashes", on="go")
     def crashes(step):
-        first = step.run("charge", lambda: calls.update(["charge"]) or "charged")
-        return [first, step.run("ship", lambda: calls.update(["ship"]) or "shipped")]
+        return [step.run("charge", work, "charge"), step.run("ship", work, "ship")]
+
+    def work(what: str) -> str:
+        calls[what] += 1
+        return f"{what} done"
 
     with crash_after("charge") as crash:
         run = played()
     assert crash.happened
     assert run.step_keys == ["charge"]
     drain()
-    assert again(run).result == ["charged", "shipped"]
+    assert again(run).result == ["charge done", "ship done"]
     assert calls == {"charge": 1, "ship": 1}
 
 
@@ -563,7 +570,11 @@ def test_an_unrecorded_step_is_executed_again_after_a_crash():
 
     @flow("crashes", on="go")
     def crashes(step):
-        return step.run("charge", lambda: calls.update(["charge"]) or "charged")
+        return step.run("charge", work)
+
+    def work() -> str:
+        calls["charge"] += 1
+        return "charged"
 
     with crash_after("charge", recorded=False, times=2):
         run = played()
