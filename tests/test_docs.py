@@ -24,10 +24,11 @@ from django.core.management import get_commands, load_command_class
 from django.core.management.base import DjangoHelpFormatter
 
 import durable_flows
-from durable_flows import conf, errors, testing
+from durable_flows import Event, Step, conf, errors, testing
 from durable_flows.checks import check_settings
-from durable_flows.engine import ingest, tools
+from durable_flows.engine import tools
 from durable_flows.management.commands import flows as flows_command
+from durable_flows.registry import Flow
 from durable_flows.rules import backoff, durations, events, options, outcomes
 from tests.documents import DOCS, ROOT, Block, Section, forget, pages, play, sections, slug
 
@@ -323,40 +324,79 @@ def test_every_name_at_the_front_door_is_in_the_reference() -> None:
     assert set(durable_flows.__all__) <= reference
 
 
-@pytest.mark.parametrize(
-    ("where", "function"),
-    [
-        ("events", ingest.send),
-        ("flows", durable_flows.flow),
-        ("flows", options.CancelOn),
-        ("commands", ingest.start),
-        ("commands", ingest.cancel),
-        ("commands", ingest.retry),
-        ("retries", backoff.Retries),
-        ("retries", backoff.Exponential),
-        ("retries", backoff.Fixed),
-        ("retries", backoff.Delays),
-        ("steps", tools.Step.run),
-        ("steps", tools.Step.sleep),
-        ("steps", tools.Step.sleep_until),
-        ("steps", tools.Step.send_event),
-        ("waits-and-look-back", tools.Step.wait_for_event),
-        *[("testing", getattr(testing, name)) for name in testing.__all__],
+SIGNATURES = [
+    ("events", "send", durable_flows.send),
+    ("flows", "CancelOn", durable_flows.CancelOn),
+    ("flows", "flow.start", Flow.start),
+    ("commands", "flow.start", Flow.start),
+    ("commands", "cancel", durable_flows.cancel),
+    ("commands", "retry", durable_flows.retry),
+    ("retries", "Exponential", durable_flows.Exponential),
+    ("retries", "Fixed", durable_flows.Fixed),
+    ("retries", "Delays", durable_flows.Delays),
+    ("retries", "RetryAfterError", durable_flows.RetryAfterError),
+    *[
+        ("steps", f"step.{name}", getattr(Step, name))
+        for name in ("run", "sleep", "sleep_until", "wait_for_event", "send_event")
     ],
-    ids=lambda value: getattr(value, "__qualname__", value),
+    ("waits-and-look-back", "step.wait_for_event", Step.wait_for_event),
+    *[
+        ("testing", name, getattr(testing, name))
+        for name in testing.__all__
+        if not inspect.isclass(getattr(testing, name))
+    ],
+]
+
+
+@pytest.mark.parametrize(("where", "name", "function"), SIGNATURES)
+def test_a_signature_in_the_reference_is_that_of_the_code(
+    where: str, name: str, function: Any
+) -> None:
+    found = re.search(rf"`{re.escape(name)}\(([^`]*)\)`", page(where))
+    assert found, f"{where}.md does not show the signature of {name}"
+    shown: dict[str, Any] = {}
+    exec(f"def signature({found[1]}): ...", shown)
+    assert _parameters(shown["signature"]) == _parameters(function)
+
+
+def _parameters(function: Any) -> list[tuple[str, bool, Any]]:
+    """Name, whether by keyword only, and default of each parameter."""
+    return [
+        (p.name, p.kind is p.KEYWORD_ONLY, _default(p))
+        for p in inspect.signature(function).parameters.values()
+        if p.name != "self"
+    ]
+
+
+def _default(parameter: inspect.Parameter) -> Any:
+    if parameter.name == "fn":  # left out by the decorator only
+        return None
+    if parameter.name == "timeout" and parameter.default is not parameter.empty:
+        return durations.parse(parameter.default)
+    return parameter.default
+
+
+@pytest.mark.parametrize(
+    ("where", "head", "function", "elsewhere"),
+    [
+        ("flows", "option", durable_flows.flow, set()),
+        ("retries", "argument", durable_flows.Retries, set()),
+        ("waits-and-look-back", "argument", Step.wait_for_event, {"self", "id"}),
+        ("events", "field", Event, {"public_id"}),
+    ],
 )
-def test_every_parameter_is_in_the_reference(where: str, function: Any) -> None:
-    if inspect.isclass(function) and issubclass(function, BaseException):
-        return
-    parameters = inspect.signature(function).parameters.keys() - {"self", "flow", "args", "kwargs"}
-    assert parameters <= words(page(where))
+def test_a_table_of_the_reference_has_every_parameter(
+    where: str, head: str, function: Any, elsewhere: set[str]
+) -> None:
+    documented = {cells[0].strip("`") for cells in table(page(where), head)}
+    assert documented == inspect.signature(function).parameters.keys() - elsewhere
 
 
 def test_every_tool_is_in_the_reference() -> None:
-    public = {name for name in vars(tools.Step) if not name.startswith("_")}
+    public = {name for name in vars(Step) if not name.startswith("_")}
     assert public <= words(page("steps"))
-    assert {f.name for f in fields(tools.Run)} <= words(page("flows"))
-    assert {f.name for f in fields(events.Event)} <= words(page("events"))
+    assert {f.name for f in fields(durable_flows.Run)} <= words(page("flows"))
+    assert {f.name for f in fields(Event)} <= words(page("events"))
 
 
 @pytest.mark.parametrize(
