@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import timedelta
 from typing import Any, NoReturn
 
 from django.core.management import call_command
@@ -19,7 +20,9 @@ from django.core.management.commands.runserver import naiveip_re
 from django.urls import NoReverseMatch, reverse
 from django.utils import autoreload
 
+from durable_flows import conf
 from durable_flows.management import embedded
+from durable_flows.models import Event
 from durable_flows.registry import registry
 from durable_flows.rules import clock
 
@@ -66,8 +69,8 @@ def serve(
     """
     code: Any = 0
     _end_on_signals(reload)
-    if not embedded.tables_exist():
-        out.write("The tables of durable_flows are missing: flows begin after manage.py migrate.\n")
+    os.environ.setdefault("DJANGO_RUNSERVER_HIDE_WARNING", "true")  # whoever runs this knows
+    out.write(warning())
     # A second Ctrl-C waits for nothing.
     with suppress(KeyboardInterrupt), embedded.worker(threads) as worker:
         if meanwhile is not None:
@@ -77,6 +80,20 @@ def serve(
         except SystemExit as end:
             code = end.code or 0
     leave(code, worker, out)
+
+
+def warning() -> str:
+    """What the state of the database means for this session, for people; empty if nothing."""
+    if not embedded.tables_exist():
+        return "The tables of durable_flows are missing: flows begin after manage.py migrate.\n"
+    events = Event.objects.using(conf.settings().DATABASE).order_by("-id")
+    newest = events.values_list("received_at", flat=True).first()
+    if newest is None or newest <= clock.now() + timedelta(minutes=1):
+        return ""
+    return (
+        f"The newest event here is of {newest:%d %B %Y, %H:%M} UTC: the clock ran faster then. What was "
+        "set then for a later time waits until this clock gets there.\n"
+    )
 
 
 def leave(code: Any, worker: embedded.Worker, out: Any) -> NoReturn:

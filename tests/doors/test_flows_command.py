@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,13 @@ SLOWER = f"{time.time()!r}:36000.0"  # a day in 2.4 s
 def project(tmp_path: Path) -> Iterator[Project]:
     with scratch_project(tmp_path) as project:
         yield project
+
+
+@pytest.fixture
+def own_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv(clock.VARIABLE, "")
+    yield
+    clock.reset()
 
 
 @pytest.fixture
@@ -104,13 +112,20 @@ def test_dev_says_what_runs_where() -> None:
     assert "clock" not in said
 
 
-def test_dev_says_how_fast_the_clock_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(clock.VARIABLE, "")
+@pytest.mark.usefixtures("own_clock")
+def test_dev_says_how_fast_the_clock_runs() -> None:
     clock.run_at(3600)
-    try:
-        assert "3600 times as fast: an hour passes in 1 s\n" in dev.describe("", threads=1)
-    finally:
-        clock.reset()
+    assert "3600 times as fast: an hour passes in 1 s\n" in dev.describe("", threads=1)
+
+
+@pytest.mark.django_db
+@pytest.mark.usefixtures("own_clock")
+def test_dev_warns_of_a_database_whose_events_are_ahead_of_the_clock() -> None:
+    clock.advance(timedelta(days=3))
+    send("app/user.created")
+    assert dev.warning() == ""
+    clock.reset()
+    assert "the clock ran faster then" in dev.warning()
 
 
 # -- tick ------------------------------------------------------------------------------------
