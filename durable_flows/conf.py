@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import math
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from django.conf import settings as django_settings
@@ -57,17 +58,34 @@ class Settings:
     #: Characters of one key in a payload.
     MAX_KEY_LENGTH: int = 256
 
-    def limits(self, max_bytes: int) -> Limits:
-        """What a payload of at most ``max_bytes`` must keep to."""
+    #: What an event's payload must keep to, and what a result must.
+    event_limits: Limits = field(init=False, repr=False)
+    result_limits: Limits = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        set_ = object.__setattr__
+        set_(self, "event_limits", self._limits("MAX_EVENT_BYTES"))
+        set_(self, "result_limits", self._limits("MAX_RESULT_BYTES"))
+
+    def _limits(self, max_bytes: str) -> Limits:
+        behind = {
+            "max_bytes": max_bytes,
+            "max_depth": "MAX_DEPTH",
+            "max_keys": "MAX_KEYS",
+            "max_key_length": "MAX_KEY_LENGTH",
+        }
         return Limits(
-            max_bytes=max_bytes,
-            max_depth=self.MAX_DEPTH,
-            max_keys=self.MAX_KEYS,
-            max_key_length=self.MAX_KEY_LENGTH,
+            **{limit: getattr(self, name) for limit, name in behind.items()},
+            settings={limit: shown(name) for limit, name in behind.items()},
         )
 
 
-NAMES = frozenset(field.name for field in fields(Settings))
+def shown(name: str) -> str:
+    """A setting as messages name it."""
+    return f'DURABLE_FLOWS["{name}"]'
+
+
+NAMES = frozenset(field.name for field in fields(Settings) if field.name.isupper())
 DEFAULTS = Settings()
 _read: tuple[Any, Settings] = (None, DEFAULTS)
 
@@ -81,7 +99,7 @@ def settings() -> Settings:
     global _read
     raw = getattr(django_settings, "DURABLE_FLOWS", None)
     if raw is not _read[0]:
-        _read = (raw, parse(raw or {}))
+        _read = (raw, parse({} if raw is None else raw))
     return _read[1]
 
 
@@ -91,6 +109,8 @@ def parse(raw: dict[str, Any]) -> Settings:
     Raises:
         InvalidSetting: names the setting, its value and what it takes.
     """
+    if not isinstance(raw, dict):
+        raise InvalidSetting(f"DURABLE_FLOWS is a dict, not {raw!r}")
     for name in NAMES & raw.keys():
         _check(name, raw[name])
     return Settings(**{name: raw[name] for name in NAMES & raw.keys()})
@@ -108,5 +128,6 @@ def _check(name: str, value: Any) -> None:
         raise InvalidSetting(
             f'DURABLE_FLOWS["{name}"] takes {" or ".join(t.__name__ for t in wanted)}, not {value!r}'
         )
-    if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
-        raise InvalidSetting(f'DURABLE_FLOWS["{name}"] must be positive, not {value!r}')
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if is_number and not 0 < value < math.inf:  # neither is NaN
+        raise InvalidSetting(f'DURABLE_FLOWS["{name}"] must be positive and finite, not {value!r}')

@@ -13,6 +13,7 @@ Inside a test's transaction everything works but what needs two of them at once.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ class StepView:
     kind: str
     state: str
     output: Any
-    error: dict[str, Any] | None
+    error: Any  # a dict or None; Any, so that tests may read error["message"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +87,7 @@ class RunView:
     state: str
     activity: str
     result: Any
-    error: dict[str, Any] | None
+    error: Any  # a dict or None; Any, so that tests may read error["message"]
     reason: str
     wake_at: datetime | None
     steps: tuple[StepView, ...]
@@ -124,15 +125,21 @@ def drain() -> int:
     Returns:
         How many events were routed and slices executed.
     """
+    count, _ = _drain()
+    return count
+
+
+def _drain() -> tuple[int, bool]:
+    """As `drain`, and whether the worker "died"."""
     count = 0
     for _ in range(MOST_ROUNDS):
         try:
             done = housekeeping.turn_by_hand()
         except Crash:
             _let_leases_lapse()
-            return count
+            return count, True
         if not done:
-            return count
+            return count, False
         count += done
     raise AssertionError(
         f"after {MOST_ROUNDS:,} rounds there is still something due: does a flow send its own trigger?"
@@ -149,16 +156,21 @@ def advance(by: str | float | timedelta, *, play: bool = True) -> None:
     """
     delta = durations.parse(by, what="advance()")
     if play:
-        drain()  # what starts now starts its timers now
+        _play()  # what starts now starts its timers now
     target = clock.now() + delta
-    if play:
-        while (moment := _next_timer()) is not None and moment <= target:
-            _move_to(moment)
-            if not drain():
-                break
+    while play and (moment := _next_timer()) is not None and moment <= target:
+        _move_to(moment)
+        _play()
     _move_to(target)
     if play:
-        drain()
+        _play()
+
+
+def _play() -> None:
+    """Drain; if a worker "dies", let another go on."""
+    died = True
+    while died:
+        _, died = _drain()
 
 
 def run_of(event_id: str, flow: str | None = None) -> RunView:
@@ -183,6 +195,10 @@ def run_of(event_id: str, flow: str | None = None) -> RunView:
 
 def runs_of(event_id: str, flow: str | None = None) -> list[RunView]:
     """The runs that an event started, by flow id."""
+    try:
+        uuid.UUID(str(event_id))
+    except ValueError:
+        raise UnknownRun(f"{event_id!r} is the id of no event and of no run") from None
     using = conf.settings().DATABASE
     runs = Run.objects.using(using).filter(event_id=event_id) | Run.objects.using(using).filter(
         pk=event_id

@@ -106,11 +106,11 @@ def _execute_batch(claims: list[Claim]) -> None:
 
 def execute(claimed: Claim, history: History) -> Outcome:
     """One slice of a run: replay its handler until it suspends or ends."""
+    if claimed.cancelling:
+        return _cancelled(claimed)
     flow = registry.find(claimed.flow_id)
     if flow is None:
         return Unknown()
-    if claimed.cancelling:
-        return _cancelled(claimed)
     journal = Journal(
         claimed,
         history,
@@ -154,9 +154,8 @@ def _replay(flow: Flow, claimed: Claim, journal: Journal) -> Outcome:
 
 
 def _completed(claimed: Claim, result: Any) -> Ending:
-    limits = conf.settings()
     try:
-        text = payload.dumps(result, limits=limits.limits(limits.MAX_RESULT_BYTES))
+        text = payload.dumps(result, limits=conf.settings().result_limits)
     except InvalidPayload as error:
         raise UnserialisableResult(f"what the handler returned, {error}") from error
     return Ending(run_id=claimed.run_id, lease=claimed.lease, state=RunState.COMPLETED, result=text)
@@ -167,8 +166,8 @@ def _failed(flow: Flow, claimed: Claim, journal: Journal, error: Exception) -> O
     key = _between(journal)
     failures = len(journal.failures(key)) + 1
     verdict = outcomes.after_failure(error, flow.retries, failures=failures, spread=random.random())
-    described = outcomes.describe(error)
     if isinstance(verdict, outcomes.GiveUp):
+        described = outcomes.describe(verdict.error)
         return Ending(
             run_id=claimed.run_id,
             lease=claimed.lease,
@@ -177,7 +176,7 @@ def _failed(flow: Flow, claimed: Claim, journal: Journal, error: Exception) -> O
             reason=f"{described['name']}: {described['message']}"[:1000],
         )
     next_at = clock.now() + verdict.delay
-    journal.record_failure(key, described, next_at)
+    journal.record_failure(key, outcomes.describe(error), next_at)
     return Sleeping(next_at)
 
 

@@ -18,7 +18,13 @@ from uuid_utils.compat import uuid7
 
 from durable_flows import conf, models
 from durable_flows.engine import clocksync, ring, sql
-from durable_flows.errors import IllegalTransition, InvalidEvent, UnknownRun, WrongDatabase
+from durable_flows.errors import (
+    IllegalTransition,
+    InvalidEvent,
+    InvalidOption,
+    UnknownRun,
+    WrongDatabase,
+)
 from durable_flows.registry import Flow, provide
 from durable_flows.rules import clock, events, keys
 from durable_flows.rules.events import Encoded, Event
@@ -62,7 +68,7 @@ def send(
     if isinstance(name, str):
         batch = [Event(name, {} if data is None else data, user=user, id=id, ts=ts, v=v)]
     else:
-        batch = [name] if isinstance(name, Event) else _checked_list(name)
+        batch = events.as_list(name, "send() takes a name and data; without them it")
         if (data, user, id, ts, v) != (None,) * 5:
             raise TypeError(
                 "send(Event(...)) takes no further fields: say data, user, id, ts and v in the Event"
@@ -80,14 +86,14 @@ def store(batch: Sequence[Event], *, sender: Sender | None = None) -> list[uuid.
     limits = conf.settings()
     if len(batch) > limits.MAX_EVENTS:
         raise InvalidEvent(
-            f"{len(batch):,} events in one call, more than the limit of {limits.MAX_EVENTS:,}; "
-            "send them in several calls"
+            f"{len(batch):,} events in one call, the limit is {limits.MAX_EVENTS:,} "
+            f"({conf.shown('MAX_EVENTS')}); send them in several calls"
         )
-    encoded = events.encode_all(batch, limits=limits.limits(limits.MAX_EVENT_BYTES))
+    encoded = events.encode_all(batch, limits=limits.event_limits)
     if (size := sum(event.size for event in encoded)) > limits.MAX_SEND_BYTES:
         raise InvalidEvent(
-            f"the events of one call have {size:,} bytes together, more than the limit of "
-            f"{limits.MAX_SEND_BYTES:,}; send them in several calls"
+            f"the events of one call have {size:,} bytes together, the limit is "
+            f"{limits.MAX_SEND_BYTES:,} ({conf.shown('MAX_SEND_BYTES')}); send them in several calls"
         )
     return _insert(encoded, sender=sender)
 
@@ -115,8 +121,11 @@ def cancel(run_id: str | uuid.UUID, *, reason: str = "") -> str:
 
     Raises:
         UnknownRun: ``run_id`` is no run id.
+        InvalidOption: ``reason`` is no text.
     """
     run = _run_id(run_id)
+    if not isinstance(reason, str):
+        raise InvalidOption(f"cancel(): reason= is text, not {reason!r}")
     _command(events.CANCEL, str(run), {"reason": reason} if reason else {})
     return str(run)
 
@@ -147,8 +156,7 @@ provide(start=start)
 def _command(
     name: str, target: str, data: dict[str, Any], user: dict[str, Any] | None = None
 ) -> uuid.UUID:
-    limits = conf.settings().limits(conf.settings().MAX_EVENT_BYTES)
-    encoded = events.encode_command(name, data, user, limits=limits)
+    encoded = events.encode_command(name, data, user, limits=conf.settings().event_limits)
     return _insert([encoded], target=target)[0]
 
 
@@ -245,19 +253,6 @@ def _stored(ids: list[uuid.UUID]) -> set[uuid.UUID]:
         f"SELECT id FROM durable_flows_event WHERE {sql.among('id', 'ids')}", {"ids": ids}
     )
     return {sql.uid(row[0]) for row in rows}
-
-
-def _checked_list(batch: Any) -> list[Event]:
-    if isinstance(batch, bytes | dict) or not isinstance(batch, Sequence):
-        raise InvalidEvent(
-            f"send() takes an event's name, an Event or a list of Event, not {type(batch).__name__}"
-        )
-    for index, event in enumerate(batch):
-        if not isinstance(event, Event):
-            raise InvalidEvent(
-                f"this must be an Event, not {type(event).__name__}", pointer=f"/{index}"
-            )
-    return list(batch)
 
 
 def _check_database() -> None:

@@ -134,8 +134,8 @@ class History:
 
     @property
     def size(self) -> int:
-        """Characters of all results."""
-        return sum(len(step.output or "") for step in self.steps.values())
+        """Bytes of all results."""
+        return sum(_size(step.output) for step in self.steps.values())
 
 
 class Journal:
@@ -170,6 +170,7 @@ class Journal:
         self._depth = sql.depth(self._wrapper)
         self._record = _RECORD.format(mark=sql.counter("routed"))
         self._limits = conf.settings()
+        self._cancel_asked = False
         self._store = store
         self._look_back = look_back
         self._last_look = last_look
@@ -216,7 +217,22 @@ class Journal:
             CancelAsked: it was written, and no new step may start.
             LimitExceeded: the run has too many steps or too much state; nothing was written.
         """
-        self._check_limits(key, output)
+        step = self._insert(key, kind, output, error, until, started_at)
+        failpoints.reach("step_recorded", key)
+        if self._cancel_asked:
+            raise self._stop(CancelAsked())
+        return step
+
+    def _insert(
+        self,
+        key: str,
+        kind: StepKind,
+        output: str | None,
+        error: dict[str, Any] | None,
+        until: datetime | None,
+        started_at: datetime | None,
+    ) -> Recorded:
+        self.check_room(key, output)
         now = clock.now()
         params: dict[str, Any] = {
             "key": key,
@@ -241,11 +257,9 @@ class Journal:
             mark=mark,
         )
         self._steps[key] = step
-        self._size += len(output or "")
+        self._size += _size(output)
         self.last_key = key
-        failpoints.reach("step_recorded", key)
-        if state == DueState.CANCELLING:
-            raise self._stop(CancelAsked())
+        self._cancel_asked = state == DueState.CANCELLING
         return step
 
     def record_failure(self, key: str, error: dict[str, Any], next_at: datetime | None) -> None:
@@ -268,13 +282,12 @@ class Journal:
         started_at = clock.now()
         with sql.atomic():
             ids = self._store(batch)
+            failpoints.reach("step_ran", key)
             output = json.dumps([str(id_) for id_ in ids])
-            try:
-                step = self.record(key, StepKind.SEND, output=output, started_at=started_at)
-            except CancelAsked:  # it was recorded: the transaction must commit
-                step = self._steps[key]
-        failpoints.reach("events_sent", key)
-        self.check()
+            step = self._insert(key, StepKind.SEND, output, None, None, started_at)
+        failpoints.reach("step_recorded", key)
+        if self._cancel_asked:
+            raise self._stop(CancelAsked())
         return step
 
     def await_event(self, key: str, request: Waiting) -> Recorded:
@@ -343,20 +356,28 @@ class Journal:
         self.stopped = signal
         return signal
 
-    def _check_limits(self, key: str, output: str | None) -> None:
+    def check_room(self, key: str, output: str | None = None) -> None:
+        """Raise `LimitExceeded` if this run has no room for one more step of this size."""
         limits = self._limits
         if len(self._steps) >= limits.MAX_STEPS:
             raise LimitExceeded(
-                f"step {key!r} would be number {len(self._steps) + 1} of this run; "
-                f'DURABLE_FLOWS["MAX_STEPS"] is {limits.MAX_STEPS}: move part of the work to a flow '
+                f"step {key!r} would be number {len(self._steps) + 1:,} of this run, the limit is "
+                f"{limits.MAX_STEPS:,} ({conf.shown('MAX_STEPS')}); move part of the work to a flow "
                 "of its own, or raise the limit"
             )
-        if self._size + len(output or "") > limits.MAX_RUN_BYTES:
+        if self._size + _size(output) > limits.MAX_RUN_BYTES:
             raise LimitExceeded(
-                f"with step {key!r} the results of this run exceed "
-                f'DURABLE_FLOWS["MAX_RUN_BYTES"], {limits.MAX_RUN_BYTES:,} bytes: store large '
-                "results elsewhere and return references to them"
+                f"with step {key!r} the results of this run exceed {limits.MAX_RUN_BYTES:,} bytes "
+                f"({conf.shown('MAX_RUN_BYTES')}); store large results elsewhere and return "
+                "references to them"
             )
+
+
+def _size(output: str | None) -> int:
+    """Bytes of a result."""
+    if output is None:
+        return 0
+    return len(output) if output.isascii() else len(output.encode())
 
 
 def _is_between(key: str) -> bool:

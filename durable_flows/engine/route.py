@@ -88,11 +88,11 @@ def _settle_batch(done: Routing, new_runs: Sequence[uuid.UUID]) -> bool:
         batch = stored.unrouted(
             "e.routed IS NOT NULL", now=clock.now(), most=conf.settings().ROUTE_BATCH
         )
+        refused = _obey([event for event in batch if event.name in _COMMANDS])
         queues, hits = settle.offer(batch)
         hits += settle.look_back_for_cancels(new_runs)
         settle.end_cancel_waits(hits)
         cancel.ask({hit.run_id: f"event {hit.event.name} {hit.event_id}" for hit in hits})
-        refused = _obey([event for event in batch if event.name in _COMMANDS])
         _mark_routed(batch, refused)
         failpoints.reach("before_routed_commit")
     done.events += len(batch)

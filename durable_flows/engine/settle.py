@@ -74,10 +74,9 @@ def _candidates(claim: Claim, wait: Waiting) -> list[Event]:
     }
     sources = "durable_flows_eventmatch m JOIN durable_flows_event e ON e.id = m.event_id"
     by_hash = "m.match = %(match)s::uuid AND m.routed > %(from)s"
-    found = _read_candidates(f"{sources} WHERE {by_hash}", params)
-    if not found and not _is_complete(wait):
-        found = _candidates_by_name(wait, params)
-    return found
+    if _is_complete(wait):
+        return _read_candidates(f"{sources} WHERE {by_hash}", params)
+    return _candidates_by_name(wait, params)
 
 
 def _read_candidates(source: str, params: Mapping[str, Any]) -> list[Event]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import random
@@ -28,7 +29,7 @@ from durable_flows.errors import (
 )
 from durable_flows.rules import clock, durations, keys, outcomes, payload
 from durable_flows.rules.backoff import Retries
-from durable_flows.rules.events import Event
+from durable_flows.rules.events import Event, as_list
 from durable_flows.rules.lookback import LookBack
 from durable_flows.rules.options import check_event_name, longest_wait
 from durable_flows.rules.states import ACTIONS, StepKind, StepState
@@ -128,7 +129,7 @@ class Step:
         key = self._enter(id)
         recorded = self._journal.recorded(key)
         if recorded is None:
-            policy = Retries.of(retries, self._retries)
+            policy = _policy(id, retries, self._retries)
             recorded = self._execute(key, lambda: fn(*args, **kwargs), policy)
         return self._answer(recorded)
 
@@ -159,8 +160,12 @@ class Step:
         """
         what = f"step.sleep_until({id!r})"
         until = durations.instant(moment, what=what, tz=timezone.get_current_timezone())
-        longest_wait(max(0.0, (until - clock.now()).total_seconds()), what=what)
-        self._sleep(id, lambda: until)
+
+        def end() -> datetime:
+            longest_wait(max(0.0, (until - clock.now()).total_seconds()), what=what)
+            return until
+
+        self._sleep(id, end)
 
     def wait_for_event(
         self,
@@ -212,7 +217,7 @@ class Step:
         Raises:
             StepError: an event is not valid; nothing was sent. Recorded, and catchable.
         """
-        batch = [events] if isinstance(events, Event) else list(events)
+        batch = as_list(events, f"step.send_event({id!r})")
         key = self._enter(id)
         recorded = self._journal.recorded(key)
         if recorded is None:
@@ -252,6 +257,7 @@ class Step:
 
     def _execute(self, key: str, call: Callable[[], Any], policy: Retries) -> Recorded:
         self._hold_off(key)
+        self._journal.check_room(key)
         started_at = clock.now()
         try:
             with self._within(key):
@@ -267,11 +273,11 @@ class Step:
     ) -> Recorded:
         failures = len(self._journal.failures(key)) + 1
         verdict = outcomes.after_failure(error, policy, failures=failures, spread=random.random())
-        described = {**outcomes.describe(error), "step": key}
         if isinstance(verdict, outcomes.GiveUp):
+            described = outcomes.describe(verdict.error, step=key)
             return self._journal.record(key, StepKind.RUN, error=described, started_at=started_at)
         next_at = clock.now() + verdict.delay
-        self._journal.record_failure(key, described, next_at)
+        self._journal.record_failure(key, outcomes.describe(error, step=key), next_at)
         return self._journal.suspend(next_at)
 
     def _hold_off(self, key: str) -> None:
@@ -286,7 +292,7 @@ class Step:
             return self._journal.send(key, batch)
         except InvalidPayload as error:
             return self._journal.record(
-                key, StepKind.SEND, error={**outcomes.describe(error), "step": key}
+                key, StepKind.SEND, error=outcomes.describe(error, step=key)
             )
 
     def _sleep(self, id: str, end: Callable[[], datetime]) -> None:
@@ -329,7 +335,7 @@ class Step:
             criteria=", ".join(f"{p} = {_shown(trigger, p)}" for p in paths),
             match=hash_,
             eligible_from=0 if isinstance(since, datetime) else position.mark,
-            routed_since=position.since,
+            routed_since=None if isinstance(since, datetime) else position.since,
             received_since=_received_since(since, what),
             expires_at=expires_at,
         )
@@ -359,9 +365,8 @@ class Step:
 
 
 def _encode(result: Any, key: str) -> str:
-    limits = conf.settings()
     try:
-        return payload.dumps(result, limits=limits.limits(limits.MAX_RESULT_BYTES))
+        return payload.dumps(result, limits=conf.settings().result_limits)
     except InvalidPayload as error:
         raise UnserialisableResult(f"the result of step {key!r}, {error}") from error
 
@@ -378,7 +383,18 @@ def _check_id(id: object) -> None:
         )
 
 
+def _policy(id: str, retries: int | Retries | None, default: Retries) -> Retries:
+    if retries is None:
+        return default
+    try:
+        return Retries.of(retries, default)
+    except InvalidOption as error:
+        raise InvalidOption(f"step {id!r}: {error}") from error
+
+
 def _refuse_ambiguous_option(id: str, fn: Callable[..., Any], option: str) -> None:
+    if isinstance(fn, functools.partial) and option in fn.keywords:
+        return
     try:
         parameters = inspect.signature(fn).parameters
     except (TypeError, ValueError):  # a builtin without a signature

@@ -77,4 +77,5 @@ def correct(database: datetime, *, asked: float, answered: float) -> None:
 
 def reset() -> None:
     """Put the clock back to real time: the end of a test."""
+    os.environ.pop(VARIABLE, None)
     _clock.anchor, _clock.speed, _clock.offset, _clock.correction = 0.0, 1.0, 0.0, 0.0

@@ -108,7 +108,9 @@ def encode(event: Event, *, limits: payload.Limits, pointer: str = "") -> Encode
         encoded = Encoded(
             name=_checked_name(event.name, f"{pointer}/name"),
             data=payload.dumps(event.data, limits=limits, pointer=f"{pointer}/data"),
-            user=event.user and payload.dumps(event.user, limits=limits, pointer=f"{pointer}/user"),
+            user=None
+            if event.user is None
+            else payload.dumps(event.user, limits=limits, pointer=f"{pointer}/user"),
             key=_checked_text(event.id, f"{pointer}/id", ID_LENGTH),
             ts=_checked_ts(event.ts, f"{pointer}/ts"),
             v=_checked_text(event.v, f"{pointer}/v", V_LENGTH),
@@ -119,11 +121,29 @@ def encode(event: Event, *, limits: payload.Limits, pointer: str = "") -> Encode
         raise InvalidEvent(error.problem, pointer=error.pointer) from error
     if encoded.size > limits.max_bytes:
         raise InvalidEvent(
-            f"the event has {encoded.size:,} bytes, more than the limit of {limits.max_bytes:,}; "
+            f"the event has {encoded.size:,} bytes, the limit is {limits.shown('max_bytes')}; "
             "store the large part elsewhere and send a reference to it",
             pointer=pointer,
         )
     return encoded
+
+
+def as_list(events: Any, what: str) -> list[Event]:
+    """One event or a list of them as a list.
+
+    Raises:
+        InvalidEvent: it is neither.
+    """
+    if isinstance(events, Event):
+        return [events]
+    if isinstance(events, str | bytes | Mapping) or not isinstance(events, Sequence):
+        raise InvalidEvent(f"{what} takes an Event or a list of Event, not {type(events).__name__}")
+    for index, event in enumerate(events):
+        if not isinstance(event, Event):
+            raise InvalidEvent(
+                f"this must be an Event, not {type(event).__name__}", pointer=f"/{index}"
+            )
+    return list(events)
 
 
 def encode_all(events: Sequence[Event], *, limits: payload.Limits) -> list[Encoded]:

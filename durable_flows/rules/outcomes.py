@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from durable_flows.errors import InvalidInput, NonRetriableError, RetryAfterError, StepError
+from durable_flows.errors import (
+    InvalidDuration,
+    InvalidInput,
+    NonRetriableError,
+    RetryAfterError,
+    StepError,
+)
 from durable_flows.rules import backoff
 
 STACK_CHARACTERS = 20_000
@@ -23,7 +29,9 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """No further attempt."""
+    """No further attempt: the step or the run has failed with ``error``."""
+
+    error: Exception
 
 
 def after_failure(
@@ -37,24 +45,23 @@ def after_failure(
     """
     final = isinstance(error, NonRetriableError | StepError | InvalidInput)
     if final or failures > policy.limit:
-        return GiveUp()
+        return GiveUp(error)
     if isinstance(error, RetryAfterError):
-        return Retry(_asked_for(error))
+        return _as_asked(error)
     if not isinstance(error, policy.on):
-        return GiveUp()
+        return GiveUp(error)
     return Retry(backoff.delay(policy, failures, spread=spread))
 
 
-def _asked_for(error: RetryAfterError) -> timedelta:
-    """The delay that was asked for; bare seconds in text too, as in an HTTP Retry-After header.
-
-    Raises:
-        InvalidDuration: it cannot be read.
-    """
+def _as_asked(error: RetryAfterError) -> Retry | GiveUp:
+    """After the delay that was asked for; bare seconds in text too, as in an HTTP header."""
     delay = error.delay
     if isinstance(delay, str) and delay.strip().isdigit():
         delay = int(delay)
-    return backoff.retry_after(delay)
+    try:
+        return Retry(backoff.retry_after(delay))
+    except InvalidDuration as unreadable:
+        return GiveUp(unreadable)
 
 
 def describe(error: BaseException, *, step: str = "") -> dict[str, Any]:
@@ -65,11 +72,18 @@ def describe(error: BaseException, *, step: str = "") -> dict[str, Any]:
     code = getattr(error, "code", "")
     return {
         "name": type(error).__name__,
-        "message": _storable(str(error), MESSAGE_CHARACTERS),
+        "message": _storable(_message(error), MESSAGE_CHARACTERS),
         "stack": _storable(stack, STACK_CHARACTERS),
         "code": _storable(str(code), 255) if isinstance(code, str | int) else "",
         "step": step,
     }
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as unspeakable:
+        return f"(its message cannot be shown: {type(unspeakable).__name__})"
 
 
 def _storable(text: str, most: int) -> str:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import math
 import reprlib
-from dataclasses import dataclass, is_dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, is_dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -38,12 +39,19 @@ class Limits:
         max_depth: lists and dicts inside each other; a list of numbers has depth 1.
         max_keys: keys of all its dicts together.
         max_key_length: characters of one key.
+        settings: name of one of these → name of the setting behind it, for messages.
     """
 
     max_bytes: int
     max_depth: int = 64
     max_keys: int = 10_000
     max_key_length: int = 256
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    def shown(self, name: str, unit: str = "") -> str:
+        """A limit for people, with its unit and the setting that changes it."""
+        limit = f"{getattr(self, name):,}{unit and ' '}{unit}"
+        return f"{limit} ({self.settings[name]})" if name in self.settings else limit
 
 
 def dumps(value: Any, *, limits: Limits, pointer: str = "") -> str:
@@ -219,12 +227,12 @@ def _examined(value: Any, limits: Limits, pointer: str) -> Any:
             continue
         if depth > limits.max_depth:
             raise place.refuse(
-                f"is nested deeper than {limits.max_depth} levels;"
+                f"is nested deeper than {limits.shown('max_depth', 'levels')};"
                 " flatten it, or see whether it contains itself"
             )
         if keys > limits.max_keys:
             raise place.refuse(
-                f"brings the number of keys to {keys:,}, the limit is {limits.max_keys:,};"
+                f"brings the number of keys to {keys:,}, the limit is {limits.shown('max_keys')};"
                 " store it elsewhere and pass its id"
             )
         nodes += len(items)
@@ -245,7 +253,7 @@ def _checked_key(key: Any, limits: Limits, place: _Place) -> Any:
     if len(key) > limits.max_key_length:
         raise place.refuse(
             f"has the key {_shown(key)} of {len(key):,} characters,"
-            f" the limit is {limits.max_key_length:,}; put it in a value"
+            f" the limit is {limits.shown('max_key_length')}; put it in a value"
         )
     if problem := _text_problem(key):
         raise place.refuse(f"has the key {_shown(key)}, which {problem}")
@@ -297,7 +305,7 @@ def _encoded(plain: Any, limits: Limits, pointer: str) -> str:
 
 def _too_large(size: str, limits: Limits, pointer: str) -> InvalidPayload:
     return InvalidPayload(
-        f"takes {size} bytes as JSON, the limit is {limits.max_bytes:,};"
+        f"takes {size} bytes as JSON, the limit is {limits.shown('max_bytes')};"
         " store it elsewhere (a model row, a file) and pass its id",
         pointer=pointer,
     )

@@ -27,7 +27,6 @@ PLACES = {
     "step_ran": "ask",
     "step_recorded": None,
     "attempt_recorded": None,
-    "events_sent": None,
     "wait_registered": None,
     "before_timeout": None,
     "before_suspend": None,

@@ -169,10 +169,10 @@ def test_policies_are_frozen_and_changed_by_copy():
     assert hash(replace(policy)) == hash(policy)
 
 
-def test_a_number_stands_for_a_limit():
+def test_a_number_stands_for_the_limit_of_the_default():
     default = Retries(7, backoff=Fixed("1s"))
-    assert Retries.of(0, default) == Retries(limit=0)
-    assert Retries.of(2, default) == Retries(limit=2)
+    assert Retries.of(0, default) == Retries(0, backoff=Fixed("1s"))
+    assert Retries.of(2, default) == Retries(2, backoff=Fixed("1s"))
     assert Retries.of(None, default) is default
     assert Retries.of(Retries(1), default) == Retries(1)
 

@@ -26,15 +26,17 @@ def verdict(error, policy=POLICY, failures=1, spread=0.0):
 
 
 def test_a_failure_is_followed_by_another_attempt_until_the_retries_are_used_up():
-    assert [verdict(ValueError(), failures=n) for n in (1, 2, 3)] == [
+    error = ValueError()
+    assert [verdict(error, failures=n) for n in (1, 2, 3)] == [
         Retry(timedelta(minutes=1)),
         Retry(timedelta(minutes=1)),
-        GiveUp(),
+        GiveUp(error),
     ]
 
 
 def test_without_retries_the_first_failure_is_the_last():
-    assert verdict(ValueError(), Retries(limit=0)) == GiveUp()
+    error = ValueError()
+    assert verdict(error, Retries(limit=0)) == GiveUp(error)
 
 
 def test_jitter_is_added():
@@ -53,12 +55,13 @@ def test_jitter_is_added():
     ],
 )
 def test_some_errors_are_final(error):
-    assert verdict(error) == GiveUp()
+    assert verdict(error) == GiveUp(error)
 
 
 def test_errors_that_the_policy_does_not_list_are_final():
     policy = Retries(limit=2, backoff=Fixed(0), on=(ConnectionError,))
-    assert verdict(KeyError("x"), policy) == GiveUp()
+    error = KeyError("x")
+    assert verdict(error, policy) == GiveUp(error)
     assert verdict(ConnectionResetError(), policy) == Retry(timedelta(0))
 
 
@@ -71,7 +74,8 @@ def test_an_error_may_say_when_from_a_second_to_a_day(delay, seconds):
 
 
 def test_it_still_consumes_an_attempt():
-    assert verdict(RetryAfterError("1m"), failures=3) == GiveUp()
+    error = RetryAfterError("1m")
+    assert verdict(error, failures=3) == GiveUp(error)
 
 
 def test_it_is_heard_whatever_the_policy_lists():
@@ -80,9 +84,10 @@ def test_it_is_heard_whatever_the_policy_lists():
 
 
 @pytest.mark.parametrize("delay", ["soon", "", None, float("nan"), "Wed, 21 Oct 2026 07:28:00 GMT"])
-def test_a_delay_that_cannot_be_read_is_refused(delay):
-    with pytest.raises(InvalidDuration):
-        verdict(RetryAfterError(delay))
+def test_a_delay_that_cannot_be_read_is_a_failure_of_its_own(delay):
+    following = verdict(RetryAfterError(delay))
+    assert isinstance(following, GiveUp)
+    assert isinstance(following.error, InvalidDuration)
 
 
 # -- how it is told --------------------------------------------------------------------------
