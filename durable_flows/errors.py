@@ -70,10 +70,6 @@ class DuplicateFlow(DurableFlowsError):
     """Two flows share one id."""
 
 
-class UnknownFlow(DurableFlowsError, LookupError):
-    """No flow of this id is registered in this process."""
-
-
 class UnknownRun(DurableFlowsError, LookupError):
     """There is no run of this id."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +18,6 @@ from durable_flows.errors import (
     DurableFlowsError,
     InvalidHandler,
     InvalidOption,
-    UnknownFlow,
 )
 from durable_flows.rules.backoff import Retries
 from durable_flows.rules.options import MOST_CANCELS, MOST_TRIGGERS, CancelOn, check_event_name
@@ -103,7 +102,7 @@ class Registry:
             DuplicateFlow: another function has this id.
         """
         known = self._flows.get(flow.id)
-        if known is not None and known.place != flow.place:
+        if known is not None and not _is_same(known.handler, flow.handler):
             raise DuplicateFlow(
                 f"flow id {flow.id!r} is used twice, by {known.place} and by {flow.place}; "
                 "an id is the identity of a flow's runs: give one of them another"
@@ -111,22 +110,8 @@ class Registry:
         self._flows[flow.id] = flow
         self._index()
 
-    def get(self, flow_id: str) -> Flow:
-        """The flow of this id.
-
-        Raises:
-            UnknownFlow: there is none in this process.
-        """
-        try:
-            return self._flows[flow_id]
-        except KeyError:
-            raise UnknownFlow(
-                f"no flow {flow_id!r} is registered in this process; is its app in INSTALLED_APPS, "
-                "and does its flows.py (or what flows.py imports) define it?"
-            ) from None
-
     def find(self, flow_id: str) -> Flow | None:
-        """The flow of this id, or None."""
+        """The flow of this id, or None if this process knows none."""
         return self._flows.get(flow_id)
 
     def listening(self, event_name: str) -> Sequence[Flow]:
@@ -154,6 +139,14 @@ class Registry:
         for flow in self._flows.values():
             for name in flow.triggers:
                 self._listening.setdefault(name, []).append(flow)
+
+
+def _is_same(one: Handler, other: Handler) -> bool:
+    """Whether two functions are one and the same, though its module may have been loaded again."""
+    if (one.__module__, one.__qualname__) != (other.__module__, other.__qualname__):
+        return False
+    code = getattr(one, "__code__", one)
+    return bool(code == getattr(other, "__code__", other))
 
 
 registry = Registry()
@@ -206,7 +199,7 @@ def flow(
             handler=handler,
             triggers=_triggers(id, on),
             cancel_on=_cancels(id, cancel_on),
-            retries=Retries.of(retries, Retries()),
+            retries=_retries(id, retries),
             queue=_queue(id, queue),
             parameters=_parameters(id, handler),
         )
@@ -230,7 +223,7 @@ def check_id(id: Any) -> None:
 
 
 def _triggers(id: str, on: str | Sequence[str]) -> tuple[str, ...]:
-    names = (on,) if isinstance(on, str) else tuple(on)
+    names = (on,) if isinstance(on, str) else _listed(id, "on=", on, "an event's name")
     if len(names) > MOST_TRIGGERS:
         raise InvalidOption(
             f"flow {id!r}: on= takes at most {MOST_TRIGGERS} triggers, not {len(names)}"
@@ -243,7 +236,9 @@ def _triggers(id: str, on: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _cancels(id: str, cancel_on: CancelOn | Sequence[CancelOn]) -> tuple[CancelOn, ...]:
-    rules = (cancel_on,) if isinstance(cancel_on, CancelOn) else tuple(cancel_on)
+    if isinstance(cancel_on, CancelOn):
+        return (cancel_on,)
+    rules = _listed(id, "cancel_on=", cancel_on, "CancelOn('event/name', match=…)")
     if len(rules) > MOST_CANCELS:
         raise InvalidOption(
             f"flow {id!r}: cancel_on= takes at most {MOST_CANCELS} rules, not {len(rules)}"
@@ -254,6 +249,19 @@ def _cancels(id: str, cancel_on: CancelOn | Sequence[CancelOn]) -> tuple[CancelO
                 f"flow {id!r}: cancel_on= takes CancelOn('event/name', match=…), not {rule!r}"
             )
     return rules
+
+
+def _listed(id: str, option: str, value: Any, what: str) -> tuple[Any, ...]:
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise InvalidOption(f"flow {id!r}: {option} takes {what} or a list of them, not {value!r}")
+    return tuple(value)
+
+
+def _retries(id: str, retries: int | Retries | None) -> Retries:
+    try:
+        return Retries.of(retries, Retries())
+    except InvalidOption as error:
+        raise InvalidOption(f"flow {id!r}: {error}") from error
 
 
 def _queue(id: str, queue: Any) -> str:
@@ -272,13 +280,16 @@ def _parameters(id: str, handler: Any) -> frozenset[str]:
             f"flow {id!r}: handler {handler.__qualname__} is async; write it with def. "
             "Its steps may call asgiref's async_to_sync"
         )
+    if inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler):
+        raise InvalidHandler(
+            f"flow {id!r}: handler {handler.__qualname__} is a generator, whose body would never run; "
+            "return its result instead of yielding"
+        )
     taken = set()
     for parameter in inspect.signature(handler).parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise InvalidHandler(f"flow {id!r}: {_choose(handler, str(parameter))}")
         if parameter.kind is parameter.POSITIONAL_ONLY or parameter.name not in PARAMETERS:
-            if parameter.default is not parameter.empty and parameter.name not in PARAMETERS:
-                continue
             raise InvalidHandler(f"flow {id!r}: {_choose(handler, parameter.name)}")
         taken.add(parameter.name)
     return frozenset(taken)

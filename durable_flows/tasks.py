@@ -6,7 +6,7 @@ from typing import Any
 
 from celery import shared_task
 
-from durable_flows.engine import execute, ring
+from durable_flows.engine import execute, ring, sql
 from durable_flows.engine import tick as housekeeping
 from durable_flows.engine.route import route as route_events
 
@@ -17,6 +17,7 @@ _OPTIONS: dict[str, Any] = {"ignore_result": True, "acks_late": False, "serializ
 @shared_task(name=ring.ROUTE, **_OPTIONS)
 def route() -> None:
     """Route events, then execute what they started or woke on this worker's own queues."""
+    sql.tend()
     for queue in sorted(route_events().queues & ring.served()):
         _drain(queue)
 
@@ -24,12 +25,14 @@ def route() -> None:
 @shared_task(name=ring.DRAIN, **_OPTIONS)
 def drain(queue: str) -> None:
     """Execute the due runs of a queue."""
+    sql.tend()
     _drain(queue)
 
 
 @shared_task(name=ring.TICK, **_OPTIONS)
 def tick() -> None:
     """Find what lost doorbells left behind."""
+    sql.tend()
     housekeeping.tick()
 
 

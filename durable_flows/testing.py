@@ -21,11 +21,12 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from durable_flows import conf
-from durable_flows.engine import failpoints, ingest, leases
+from durable_flows.engine import failpoints, ingest, leases, ring, stored
 from durable_flows.engine import tick as housekeeping
 from durable_flows.errors import UnknownRun
 from durable_flows.models import Due, Event, Run
 from durable_flows.rules import clock, durations, events, payload
+from durable_flows.rules.states import HELD
 
 __all__ = [
     "Crash",
@@ -34,9 +35,11 @@ __all__ = [
     "advance",
     "crash_after",
     "drain",
+    "reset",
     "run_of",
     "runs_of",
     "send",
+    "sent",
 ]
 
 MOST_ROUNDS = 10_000
@@ -134,7 +137,8 @@ def _drain() -> tuple[int, bool]:
     count = 0
     for _ in range(MOST_ROUNDS):
         try:
-            done = housekeeping.turn_by_hand()
+            with ring.silence():
+                done = housekeeping.turn_by_hand()
         except Crash:
             _let_leases_lapse()
             return count, True
@@ -171,6 +175,17 @@ def _play() -> None:
     died = True
     while died:
         _, died = _drain()
+
+
+def reset() -> None:
+    """Put the clock back to real time: at the end of a test that moved it."""
+    clock.reset()
+
+
+def sent(name: str) -> list[events.Event]:
+    """The events of this name that anybody has sent, in order of arrival."""
+    rows = Event.objects.using(conf.settings().DATABASE).filter(name=name).order_by("arrival")
+    return [stored.event(row) for row in rows.values_list(*stored.COLUMNS)]
 
 
 def run_of(event_id: str, flow: str | None = None) -> RunView:
@@ -252,12 +267,9 @@ def crash_at(place: str, detail: str | None = None, *, times: int = 1) -> Iterat
 
 
 def _let_leases_lapse() -> None:
-    """A dead worker renews nothing: its runs are due again."""
-    for run_id, lease in leases.held().items():
-        Due.objects.using(conf.settings().DATABASE).filter(pk=run_id, lease=lease).update(
-            wake_at=clock.now()
-        )
-        leases.release(run_id)
+    """A dead worker renews nothing: what nobody holds is due again."""
+    due = Due.objects.using(conf.settings().DATABASE)
+    due.filter(state__in=HELD).exclude(pk__in=leases.held()).update(wake_at=clock.now())
 
 
 def _next_timer() -> datetime | None:

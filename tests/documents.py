@@ -33,7 +33,6 @@ import pytest
 from celery import current_app
 from django.core import mail
 from django.db import connection
-from django.shortcuts import redirect
 
 from durable_flows import errors
 from durable_flows.models import Counter
@@ -187,7 +186,6 @@ STAND_INS = {
     "send_email": send_email,
     "send_reminder": send_reminder,
     "create_user": create_user,
-    "redirect": redirect,
 }
 
 

@@ -128,10 +128,9 @@ def test_what_ends_a_slice_is_no_exception():
 
 
 def test_bad_input_is_a_value_error_and_a_bad_handler_a_type_error():
-    from durable_flows.errors import InvalidHandler, InvalidOption, UnknownFlow, UnknownRun
+    from durable_flows.errors import InvalidHandler, InvalidOption, UnknownRun
 
     assert issubclass(durable_flows.InvalidEvent, ValueError)
     assert issubclass(InvalidOption, durable_flows.InvalidInput)
     assert issubclass(InvalidHandler, TypeError)
     assert issubclass(UnknownRun, LookupError)
-    assert issubclass(UnknownFlow, LookupError)

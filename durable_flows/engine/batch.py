@@ -61,11 +61,13 @@ class Batch:
         """Write the ends that wait to be written."""
         with self._lock:
             ends, self._ends = self._ends, []
-        for ending in ends:
-            failpoints.reach("before_end", str(ending.run_id))
-        finish.end(ends)
-        for ending in ends:
-            leases.release(ending.run_id)
+        try:
+            for ending in ends:
+                failpoints.reach("before_end", str(ending.run_id))
+            finish.end(ends)
+        finally:  # a run that could not be ended is taken over when its lease ends
+            for ending in ends:
+                leases.release(ending.run_id)
 
     def give_back(self) -> None:
         """Let somebody else execute what has not begun here: due at once, and no claim counted."""
@@ -73,6 +75,8 @@ class Batch:
             left, self._left = list(self._left), deque()
         if not left:
             return
+        for claimed in left:
+            leases.release(claimed.run_id)
         source, columns = sql.table(
             Due,
             "t",
@@ -85,16 +89,16 @@ class Batch:
             "AND durable_flows_due.lease = t.lease",
             {"now": clock.now(), **columns},
         )
-        for claimed in left:
-            leases.release(claimed.run_id)
         ring.drain(left[0].queue)
 
     def close(self) -> None:
         """The batch is over, or has been broken off."""
         with _lock:
             _live.discard(self)
-        self.give_back()
-        self.write_ends()
+        try:
+            self.give_back()
+        finally:
+            self.write_ends()
 
     def look_after(self) -> None:
         """Called by the heartbeat thread: whether the run that executes is slow."""

@@ -6,20 +6,18 @@ import uuid
 from collections.abc import Mapping
 
 from durable_flows.engine import finish, settle, sql
-from durable_flows.rules.states import DueState, RunState
-
-_EXECUTING = (DueState.RUNNING, DueState.CANCELLING)
+from durable_flows.rules.states import HELD, DueState, RunState
 
 
 def ask(reasons: Mapping[uuid.UUID, str]) -> None:
     """Cancel these runs, each for its reason; inside the router's transaction.
 
-    Lease and result in hand of an executing run stay: its slice records the result, starts no new
-    step, and ends the run cancelled. Runs that have ended stay as they are.
+    The first reason stands. Lease and result in hand of an executing run stay: its slice records
+    the result, starts no new step, and ends the run cancelled. Runs that have ended stay as they are.
     """
     due = settle.lock_due(reasons)
-    executing = [run for run, (state, _) in due.items() if state in _EXECUTING]
-    resting = {run: lease for run, (state, lease) in due.items() if run not in set(executing)}
+    resting = {run: lease for run, (state, lease) in due.items() if state not in HELD}
+    executing = [run for run, (state, _) in due.items() if state == DueState.RUNNING]
     _mark_cancelling({run: reasons[run] for run in executing})
     finish.end(
         [

@@ -40,10 +40,11 @@ def claim(queue: str, most: int) -> list[Claim]:
         return []
     failpoints.reach("claimed")
     taken = {sql.uid(run_id): (lease, state) for run_id, lease, state, _ in rows}
-    leases.hold({run_id: lease for run_id, (lease, _) in taken.items()})
-    _mark_started([run_id for run_id, (lease, _) in taken.items()])
+    _mark_started(list(taken))
     order = {sql.uid(row[0]): sql.moment(row[3]) for row in rows}
-    return sorted(_read(queue, taken), key=lambda claimed: order[claimed.run_id])
+    claims = sorted(_read(queue, taken), key=lambda claimed: order[claimed.run_id])
+    leases.hold({claimed.run_id: claimed.lease for claimed in claims})
+    return claims
 
 
 def _mark_started(run_ids: Sequence[uuid.UUID]) -> None:

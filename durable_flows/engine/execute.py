@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
+import mmap
 import random
-import threading
 import time
 from dataclasses import dataclass
 from datetime import datetime
@@ -34,8 +34,40 @@ logger = logging.getLogger(__name__)
 
 STALE = 0.1  # real seconds after which a claim that has not begun is looked at again
 
-#: Set when the worker is told to stop: no further run is claimed.
-stopping = threading.Event()
+
+LOOK = 0.05  # real seconds between two looks at whether to stop
+
+
+class Stopping:
+    """Set when the worker is told to stop: no further run is claimed.
+
+    The byte is shared with the processes that this one forks.
+    """
+
+    def __init__(self) -> None:
+        self._byte = mmap.mmap(-1, 1)
+
+    def set(self) -> None:
+        """Stop."""
+        self._byte[0] = 1
+
+    def clear(self) -> None:
+        """Go on."""
+        self._byte[0] = 0
+
+    def is_set(self) -> bool:
+        """Whether to stop."""
+        return self._byte[0] == 1
+
+    def wait(self, seconds: float) -> bool:
+        """Rest for so many seconds, or until told to stop. Returns whether to stop."""
+        end = time.monotonic() + seconds
+        while not self.is_set() and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, LOOK))
+        return self.is_set()
+
+
+stopping = Stopping()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +124,28 @@ def drain(queue: str, *, seconds: float | None = None) -> int:
 
 
 def _execute_batch(claims: list[Claim]) -> None:
-    past = histories([claimed for claimed in claims if claimed.has_history])
     batch = Batch(claims)
     try:
+        past = histories([claimed for claimed in claims if claimed.has_history])
         while (claimed := batch.next()) is not None:
             if batch.age < STALE or _still_wanted(claimed):
-                outcome = execute(claimed, past.get(claimed.run_id, History()))
-                _put_away(batch, claimed, outcome)
+                _execute_one(batch, claimed, past.get(claimed.run_id, History()))
             sql.tend()
     finally:
         batch.close()
+
+
+def _execute_one(batch: Batch, claimed: Claim, history: History) -> None:
+    try:
+        outcome = execute(claimed, history)
+        _put_away(claimed, outcome)
+    except BaseException:  # what could not be put away is taken over when its lease ends
+        leases.release(claimed.run_id)
+        raise
+    if isinstance(outcome, Ending):
+        batch.end(outcome)
+    else:
+        leases.release(claimed.run_id)
 
 
 def execute(claimed: Claim, history: History) -> Outcome:
@@ -206,15 +250,11 @@ def _swallowed(flow: Flow) -> str:
 # -- putting a run away --------------------------------------------------------------------------
 
 
-def _put_away(batch: Batch, claimed: Claim, outcome: Outcome) -> None:
-    if isinstance(outcome, Ending):
-        batch.end(outcome)
-        return
+def _put_away(claimed: Claim, outcome: Outcome) -> None:
     if isinstance(outcome, Sleeping):
         _suspend(claimed, outcome.until)
     elif isinstance(outcome, Unknown):
         _park(claimed)
-    leases.release(claimed.run_id)
 
 
 def _suspend(claimed: Claim, until: datetime) -> None:

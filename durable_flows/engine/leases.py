@@ -57,9 +57,11 @@ def renew() -> None:
 
 def move(by: timedelta) -> None:
     """Move live leases along with a clock that is about to be moved."""
-    for run in Due.objects.filter(run_id__in=held(), state__in=HELD, wake_at__isnull=False):
+    leases = held()
+    rows = Due.objects.using(conf.settings().DATABASE).filter(state__in=HELD, run_id__in=leases)
+    for run in rows:
         assert run.wake_at is not None
-        Due.objects.filter(pk=run.pk, lease=held()[run.pk]).update(wake_at=run.wake_at + by)
+        rows.filter(pk=run.pk, lease=leases[run.pk]).update(wake_at=run.wake_at + by)
 
 
 def watch(look_after: Callable[[], None]) -> None:

@@ -13,8 +13,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -92,7 +92,28 @@ def served() -> frozenset[str]:
     return _served
 
 
+_silent = 0
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Ring for nobody inside the block: whoever is in it does the work itself."""
+    global _silent
+    _silent += 1
+    try:
+        yield
+    finally:
+        _silent -= 1
+
+
+def is_silent() -> bool:
+    """Whether somebody in this process does the work by hand."""
+    return _silent > 0
+
+
 def _ring(bell: Bell) -> None:
+    if is_silent():
+        return
     how = conf.settings().RING
     if how == "thread":
         _publisher.put(bell)

@@ -92,7 +92,7 @@ def _settle_batch(done: Routing, new_runs: Sequence[uuid.UUID]) -> bool:
         queues, hits = settle.offer(batch)
         hits += settle.look_back_for_cancels(new_runs)
         settle.end_cancel_waits(hits)
-        cancel.ask({hit.run_id: f"event {hit.event.name} {hit.event_id}" for hit in hits})
+        cancel.ask({hit.run_id: f"event {hit.event.name} {hit.event_id}" for hit in reversed(hits)})
         _mark_routed(batch, refused)
         failpoints.reach("before_routed_commit")
     done.events += len(batch)

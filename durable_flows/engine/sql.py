@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from functools import cache, lru_cache
 from typing import Any
 
-from django.db import close_old_connections, connections, models, transaction
+from django.db import connections, models, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from durable_flows import conf
@@ -57,9 +57,15 @@ def depth(wrapper: BaseDatabaseWrapper) -> tuple[bool, int]:
 
 
 def tend() -> None:
-    """Close connections that have broken or had their time; long drains call it between runs."""
-    if not connection().in_atomic_block:  # a test's own transaction: closing would break it
-        close_old_connections()
+    """Close connections that have broken or had their time; long drains call it between runs.
+
+    A maximum age of 0 means the end of a request: for a drain that is its own end, not a run's.
+    """
+    for wrapper in connections.all(initialized_only=True):
+        if wrapper.in_atomic_block:  # a test's own transaction: closing would break it
+            continue
+        if wrapper.errors_occurred or wrapper.settings_dict["CONN_MAX_AGE"] != 0:
+            wrapper.close_if_unusable_or_obsolete()
 
 
 def on_commit(call: Callable[[], None]) -> None:

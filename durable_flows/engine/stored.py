@@ -13,8 +13,7 @@ from durable_flows.engine import sql
 from durable_flows.rules import payload
 from durable_flows.rules.events import Event
 
-_COLUMNS = ("id", "name", "data", '"user"', "key", "ts", "v")
-WIDTH = len(_COLUMNS)
+COLUMNS = ("id", "name", "data", "user", "key", "ts", "v")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +39,7 @@ class Routed:
 
 def columns(alias: str) -> str:
     """What a SELECT must list so that `event` can read it."""
-    return ", ".join(f"{alias}.{column}" for column in _COLUMNS)
+    return ", ".join(f'{alias}."{column}"' for column in COLUMNS)
 
 
 def event(row: Sequence[Any]) -> Event:

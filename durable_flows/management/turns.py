@@ -13,9 +13,8 @@ from django.db import Error as DatabaseError
 from django.db import InterfaceError, OperationalError
 
 from durable_flows import conf
-from durable_flows.engine import execute, leases, sql
+from durable_flows.engine import execute, leases, ring, sql
 from durable_flows.engine import tick as housekeeping
-from durable_flows.management.overrides import flows_settings
 from durable_flows.models import Due, Event
 from durable_flows.rules import clock
 
@@ -31,7 +30,7 @@ def turn_once() -> int:
     Returns:
         The number of events routed and slices executed.
     """
-    with flows_settings(RING="off"):
+    with ring.silence():
         execute.keep_watch()
         return housekeeping.turn_by_hand()
 
@@ -46,7 +45,7 @@ def turn_until_told(interval: float) -> None:
             that it knows of falls due.
     """
     failures = 0
-    with flows_settings(RING="off"), _told_by_signals():
+    with ring.silence(), _told_by_signals():
         execute.keep_watch()
         while not execute.stopping.is_set():
             try:

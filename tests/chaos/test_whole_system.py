@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -92,7 +93,7 @@ class System:
                 os.killpg(part.pid, signal.SIGKILL)
                 part.wait()
 
-    def query(self, sql: str) -> list[tuple[object, ...]]:
+    def query(self, sql: str) -> list[Any]:
         with psycopg.connect(self.postgres.dsn) as connection:
             return connection.execute(sql).fetchall()
 

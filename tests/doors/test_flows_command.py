@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from django.core.management import CommandError, call_command
 
-from durable_flows import Event, Step, conf, flow
-from durable_flows.engine import execute
+from durable_flows import Event, Step, flow
+from durable_flows.engine import execute, ring
 from durable_flows.management import dev, embedded, turns
 from durable_flows.registry import registry
 from durable_flows.rules import clock
@@ -137,14 +137,14 @@ def test_a_tick_routes_and_executes_what_is_due_and_rings_no_bell(
     settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @flow("greet", on="app/user.created")
-    def greet(event: Event, step: Step) -> str:
-        return step.run("rings", lambda: conf.settings().RING)
+    def greet(event: Event, step: Step) -> bool:
+        return step.run("rings", lambda: ring.is_silent())
 
     event_id = send("app/user.created")
     settings.DURABLE_FLOWS = {"RING": "inline"}
     assert flows("tick") == "2 events routed and slices executed\n"
-    assert run_of(event_id).result == "off"
-    assert conf.settings().RING == "inline"
+    assert run_of(event_id).result is True
+    assert not ring.is_silent()
 
 
 @pytest.mark.django_db

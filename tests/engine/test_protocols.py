@@ -6,9 +6,10 @@ from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
+from django.db import OperationalError
 
 from durable_flows import Fixed, Retries, Step, flow
-from durable_flows.engine import batch, execute, failpoints, ring
+from durable_flows.engine import batch, execute, failpoints, leases, ring, sql
 from durable_flows.engine.claim import claim
 from durable_flows.engine.route import route
 from durable_flows.models import Due, Run, Wait
@@ -141,7 +142,7 @@ def test_a_run_that_ended_between_the_routers_transactions_is_not_made_due_again
     event = send("a/b")
     with crash_at("before_routed_commit"):
         crash = failpoints.trap
-        at("between_routing_transactions", lambda: (execute_due(), set_trap(crash)))
+        at("between_routing_transactions", lambda: execute_due_and_set(crash))
         drain()
     assert run_of(event).state == "completed"
     drain()
@@ -149,7 +150,8 @@ def test_a_run_that_ended_between_the_routers_transactions_is_not_made_due_again
     assert not Due.objects.exists()
 
 
-def set_trap(trap: Callable[[str, str], None] | None) -> None:
+def execute_due_and_set(trap: Callable[[str, str], None] | None) -> None:
+    execute_due()
     failpoints.trap = trap
 
 
@@ -256,7 +258,7 @@ def test_a_slow_run_holds_up_neither_the_ends_before_it_nor_the_runs_behind_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(batch, "SLOW", 0.0)
-    seen = {}
+    seen: dict[str, str] = {}
 
     def take_long() -> None:
         batch.look_after_all()  # what the heartbeat thread does twice a second
@@ -278,3 +280,40 @@ def test_a_slow_run_holds_up_neither_the_ends_before_it_nor_the_runs_behind_it(
     }
     assert run_of(last).state == "completed"
     assert Run.objects.get(flow="behind").lease == 2
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE durable_flows_run SET state = 'started'",
+        "SELECT run_id, key, kind",
+        "UPDATE durable_flows_due SET state = CASE WHEN nudged",
+        "DELETE FROM durable_flows_due",
+        "UPDATE durable_flows_run SET state = t.state",
+    ],
+)
+@pytest.mark.django_db(transaction=True)
+def test_a_run_that_could_not_be_written_is_not_held_for_ever(statement: str) -> None:
+    left = [1]
+
+    def fail(text: str) -> None:
+        if statement in text and left:
+            left.pop()
+            raise OperationalError("gone")
+
+    @flow("rests", on="a/b")
+    def rests(step: Step) -> None:
+        step.sleep("rest", "1h")
+
+    event = send("a/b")
+    sql.observers.append(fail)
+    try:
+        with pytest.raises(OperationalError):
+            advance("2h")
+    finally:
+        sql.observers.remove(fail)
+    assert not left
+    assert leases.held() == {}
+    advance("3h", play=False)
+    advance("1h")
+    assert run_of(event).state == "completed"

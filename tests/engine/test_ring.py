@@ -23,7 +23,7 @@ BELL = Bell(ring.ROUTE, "some-queue")
 @contextmanager
 def app_with(broker: str) -> Iterator[Celery]:
     """Make an app with this broker the current one."""
-    before = current_app._get_current_object()
+    before = current_app._get_current_object()  # type: ignore[attr-defined]
     app = Celery("ring-tests", broker=broker)
     app.set_default()
     app.set_current()
@@ -48,7 +48,7 @@ def url(server: socket.socket) -> str:
 
 def messages(app: Celery, queue: str) -> int:
     with app.connection_for_read() as connection, connection.channel() as channel:
-        return int(channel._size(queue))
+        return int(channel._size(queue))  # type: ignore[attr-defined]
 
 
 def test_a_bell_is_taken_at_once_though_the_broker_is_frozen() -> None:

@@ -273,12 +273,15 @@ def test_a_match_reaches_into_the_user():
 
 def test_waits_of_one_event_by_different_paths_do_not_disturb_each_other():
     heard: list[str] = []
-    for path in ("data.a", "data.b", None):
 
+    def waits_by(path):
         @flow(f"by-{path}", on="go")
-        def handler(step, path=path):
+        def handler(step):
             step.wait_for_event("reply", event="replied", match=path, timeout="1h")
             heard.append(str(path))
+
+    for path in ("data.a", "data.b", None):
+        waits_by(path)
 
     send("go", {"a": 1, "b": 2})
     drain()
