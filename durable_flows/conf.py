@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from django.conf import settings as django_settings
 
@@ -128,6 +128,7 @@ def _check(name: str, value: Any) -> None:
         raise InvalidSetting(
             f'DURABLE_FLOWS["{name}"] takes {" or ".join(t.__name__ for t in wanted)}, not {value!r}'
         )
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if is_number and not 0 < value < math.inf:  # neither is NaN
+    if isinstance(value, bool | str):
+        return
+    if not 0 < cast(float, value) < math.inf:  # neither is NaN
         raise InvalidSetting(f'DURABLE_FLOWS["{name}"] must be positive and finite, not {value!r}')
