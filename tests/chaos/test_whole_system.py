@@ -5,105 +5,23 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import signal
 import subprocess
-import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import psycopg
 import pytest
 import redis
 import requests
 
-from durable_flows.rules import clock
 from tests.chaos import ledger
-from tests.servers import PostgresServer, RedisServer, free_port, postgres_server, redis_server
+from tests.chaos.system import System, running
 
-ROOT = Path(__file__).parents[2]
 SPEED = 1800.0  # a day is 48 seconds
-PATIENCE = 150.0  # seconds
 HELD = "held@example.com"
 PRODUCT = "stoneware-mug"
 
 pytestmark = [pytest.mark.processes, pytest.mark.two_writers]
-
-
-class System:
-    """Everything that a team runs, each part a process group of its own."""
-
-    def __init__(self, directory: Path, postgres: PostgresServer, broker: RedisServer) -> None:
-        self.directory = directory
-        self.postgres = postgres
-        self.broker = broker
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.parts: dict[str, subprocess.Popen[bytes]] = {}
-        self.environment = {
-            **os.environ,
-            "DJANGO_SETTINGS_MODULE": "tests.chaos.settings",
-            "PYTHONPATH": str(ROOT),
-            "EXAMPLE_PGHOST": postgres.host,
-            "EXAMPLE_PGPORT": str(postgres.port),
-            "EXAMPLE_PGUSER": postgres.user,
-            "EXAMPLE_PGDATABASE": postgres.dbname,
-            "CELERY_BROKER_URL": f"redis://{broker.host}:{broker.port}/0",
-            ledger.PLACE: str(directory),
-            clock.VARIABLE: f"{time.time()!r}:{SPEED!r}",
-        }
-
-    def run(self, *arguments: str) -> None:
-        subprocess.run(
-            [sys.executable, "manage.py", *arguments], env=self.environment, cwd=ROOT, check=True
-        )
-
-    def start(self, name: str, *arguments: str) -> None:
-        with (self.directory / f"{name}.log").open("ab") as log:
-            self.parts[name] = subprocess.Popen(
-                [sys.executable, "-m", *arguments],
-                env=self.environment,
-                cwd=ROOT,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-
-    def start_worker(self, name: str) -> None:
-        self.start(
-            name,
-            *("celery", "-A", "example_project", "worker", "-c", "2", "-n", f"{name}@%h"),
-            *("--without-gossip", "--without-mingle", "-l", "info"),
-        )
-
-    def kill(self, name: str) -> None:
-        part = self.parts.pop(name)
-        os.killpg(part.pid, signal.SIGKILL)
-        part.wait()
-
-    def stop(self) -> None:
-        for part in self.parts.values():
-            part.terminate()
-        for part in self.parts.values():
-            try:
-                part.wait(10)
-            except subprocess.TimeoutExpired:
-                os.killpg(part.pid, signal.SIGKILL)
-                part.wait()
-
-    def query(self, sql: str) -> list[Any]:
-        with psycopg.connect(self.postgres.dsn) as connection:
-            return connection.execute(sql).fetchall()
-
-    def count(self, sql: str) -> int:
-        return int(str(self.query(f"SELECT count(*) FROM {sql}")[0][0]))
-
-    def log(self) -> str:
-        return "\n".join(
-            f"--- {path.name}\n{path.read_text()[-3000:]}" for path in self.directory.glob("*.log")
-        )
 
 
 class Visitor:
@@ -139,35 +57,19 @@ class Visitor:
 
 @pytest.fixture
 def system(tmp_path: Path) -> Iterator[System]:
-    with postgres_server() as postgres, redis_server() as broker:
-        running = System(tmp_path, postgres, broker)
-        running.run("migrate", "-v0")
-        try:
-            running.start(
-                "web",
-                *("gunicorn", "example_project.wsgi", "-w", "2", "--threads", "2"),
-                *("-b", f"127.0.0.1:{running.port}"),
-            )
-            running.start_worker("first")
-            running.start_worker("second")
-            running.start("beat", "celery", "-A", "example_project", "beat")
-            until(lambda: answers(running.url), "the shop answers", running)
-            yield running
-        finally:
-            running.stop()
+    with running(tmp_path, speed=SPEED) as system:
+        system.start_web()
+        system.start_worker("first")
+        system.start_worker("second")
+        system.start_beat()
+        system.until(lambda: answers(system.url), "the shop answers")
+        yield system
 
 
 def answers(url: str) -> bool:
     with contextlib.suppress(requests.ConnectionError):
         return requests.get(url, timeout=5).ok
     return False
-
-
-def until(condition: Callable[[], bool], what: str, system: System) -> None:
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, f"not within {PATIENCE} s: {what}\n{system.log()}"
-        time.sleep(0.05)
 
 
 def test_a_killed_worker_and_a_flushed_redis_lose_nothing_and_repeat_only_the_step_in_hand(
@@ -184,7 +86,7 @@ def test_a_killed_worker_and_a_flushed_redis_lose_nothing_and_repeat_only_the_st
     held.sign_up()
     members.append(held)
 
-    until(lambda: in_hand(system) is not None, "a worker is in the middle of the held step", system)
+    system.until(lambda: in_hand(system) is not None, "a worker is in the held step")
     assert system.count("durable_flows_due") == 200
     killed = kill_the_worker_of(in_hand(system), system)
     redis.Redis(host=system.broker.host, port=system.broker.port).flushall()
@@ -197,7 +99,7 @@ def test_a_killed_worker_and_a_flushed_redis_lose_nothing_and_repeat_only_the_st
     for author in authors:
         author.write_post()
 
-    until(lambda: system.count("durable_flows_due") == 0, "every run has ended", system)
+    system.until(lambda: system.count("durable_flows_due") == 0, "every run has ended")
     assert dict(system.query("SELECT state, count(*) FROM durable_flows_run GROUP BY 1")) == {
         "completed": 200
     }

@@ -1,0 +1,61 @@
+"""Parts that are away, or go away and come back: what waits for them goes on all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.system import System, running
+
+SPEED = 7200.0  # a day is 12 seconds
+
+pytestmark = [pytest.mark.processes, pytest.mark.two_writers]
+
+SEND = """
+import django
+django.setup()
+from durable_flows import send
+send("app/user.created", {"user": {"id": 1}}, user={"email": "ada@example.com"})
+"""
+
+
+@pytest.fixture
+def system(tmp_path: Path) -> Iterator[System]:
+    with running(tmp_path, speed=SPEED) as system:
+        yield system
+
+
+def send(system: System) -> None:
+    system.run_python(SEND)
+
+
+def waiting(system: System) -> bool:
+    return system.count("durable_flows_due WHERE state = 'waiting'") == 1
+
+
+def ended(system: System) -> bool:
+    return system.query("SELECT state FROM durable_flows_run") == [("completed",)]
+
+
+def test_a_sleeper_wakes_though_beat_is_dead_and_its_workers_are_idle(system: System) -> None:
+    system.start_worker("only")
+    send(system)
+    system.until(lambda: waiting(system), "the run waits")
+    system.until(lambda: ended(system), "a day has passed and the run has ended")
+
+
+def test_a_worker_comes_back_after_its_database_was_restarted(system: System) -> None:
+    system.start_worker("only")
+    send(system)
+    system.until(lambda: waiting(system), "the run waits")
+    system.postgres.restart()
+    system.until(lambda: ended(system), "the worker has found its database again")
+
+
+def test_what_was_sent_while_no_worker_was_there_is_done_when_one_comes(system: System) -> None:
+    send(system)
+    system.broker.restart()  # it keeps nothing: the doorbell is lost
+    system.start_worker("late")
+    system.until(lambda: ended(system), "the run has ended")
