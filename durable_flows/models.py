@@ -139,14 +139,13 @@ class Due(models.Model):
     claims = models.IntegerField(default=0, help_text="Claims in a row that did not end.")
     nudged = models.BooleanField(default=False, help_text="Woken while it was running.")
 
-    objects = querysets.DueQuerySet.as_manager()
-
     class Meta:
         verbose_name_plural = "due"
         indexes: ClassVar = [
             models.Index(
                 fields=["queue", "wake_at"], condition=Q(wake_at__isnull=False), name="due_next"
             ),
+            models.Index(fields=["run"], condition=Q(wake_at__isnull=True), name="due_parked"),
         ]
         constraints: ClassVar = [
             models.CheckConstraint(
@@ -224,6 +223,7 @@ class Wait(models.Model):
     key = models.CharField(max_length=255, help_text="The step's key, or the rule's number.")
     kind = models.CharField(max_length=10, choices=_choices(WaitKind))
     event_name = models.CharField(max_length=256)
+    paths = models.TextField(default="[]", help_text="JSON text: the paths it compares.")
     criteria = models.TextField(default="", help_text="What it matches, for people.")
     match = models.UUIDField(help_text="Hash of the event's name, the paths and their values.")
     eligible_from = models.BigIntegerField()

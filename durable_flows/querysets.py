@@ -10,7 +10,7 @@ from django.db import models
 from durable_flows.rules.states import RunState
 
 if TYPE_CHECKING:
-    from durable_flows.models import Due, Event, Run, Wait  # noqa: F401
+    from durable_flows.models import Event, Run, Wait  # noqa: F401
 
 
 class EventQuerySet(models.QuerySet["Event"]):
@@ -29,14 +29,6 @@ class RunQuerySet(models.QuerySet["Run"]):
     def unfinished(self) -> Self:
         """Runs that have not ended."""
         return self.filter(state__in=[RunState.QUEUED, RunState.STARTED])
-
-
-class DueQuerySet(models.QuerySet["Due"]):
-    """Words for due rows."""
-
-    def due(self, now: datetime) -> Self:
-        """Runs that a worker may claim."""
-        return self.filter(wake_at__lte=now)
 
 
 class WaitQuerySet(models.QuerySet["Wait"]):

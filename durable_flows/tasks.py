@@ -18,8 +18,11 @@ _OPTIONS: dict[str, Any] = {"ignore_result": True, "acks_late": False, "serializ
 def route() -> None:
     """Route events, then execute what they started or woke on this worker's own queues."""
     sql.tend()
-    for queue in sorted(route_events().queues & ring.served()):
-        _drain(queue)
+    first, *others = sorted(route_events().queues & ring.served()) or [""]
+    for queue in others:  # for another of this worker's slots: a long step must not hold it up
+        ring.drain(queue)
+    if first:
+        _drain(first)
 
 
 @shared_task(name=ring.DRAIN, **_OPTIONS)

@@ -45,7 +45,7 @@ __all__ = [
 MOST_ROUNDS = 10_000
 
 
-class Crash(BaseException):
+class Crash(failpoints.Killed):
     """The worker has "died" here: nothing of what follows is executed."""
 
 

@@ -120,5 +120,5 @@ def nothing_stays() -> Iterator[None]:
         yield
     clock.reset()
     failpoints.trap = None
-    for run_id in leases.held():
-        leases.release(run_id)
+    for run_id, lease in leases.held().items():
+        leases.release(run_id, lease)

@@ -6,6 +6,7 @@ nothing; due rows and cancel waits are written for those runs only that were new
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,14 +72,13 @@ class CancelWait:
         return _paths(self.rule)
 
 
-def start_runs(starts: Sequence[Start]) -> list[uuid.UUID]:
-    """Admit what is new of these. Returns the ids of the new runs."""
+def start_runs(starts: Sequence[Start]) -> None:
+    """Admit what is new of these."""
     new = set(_insert_runs(starts))
     admitted = [start for start in starts if start.run_id in new]
     _insert_due([(start.run_id, start.queue, 0) for start in admitted])
     _insert_cancel_waits([wait for start in admitted for wait in _first_cancel_waits(start)])
     failpoints.reach("runs_admitted")
-    return [start.run_id for start in admitted]
 
 
 def cancel_signatures(starts: Sequence[Start]) -> set[tuple[str, tuple[str, ...]]]:
@@ -197,11 +197,13 @@ def _cancel_waits(
 def _insert_cancel_waits(waits: Sequence[CancelWait]) -> None:
     now = clock.now()
     columns: dict[str, list[Any]] = {
-        "id": [keys.wait_id(w.run_id, f"cancel:{w.number}", w.generation) for w in waits],
+        # No step's id has a control character: this is the id of no step's wait.
+        "id": [keys.wait_id(w.run_id, f"\0cancel:{w.number}", w.generation) for w in waits],
         "run_id": [w.run_id for w in waits],
         "key": [str(w.number) for w in waits],
         "kind": [WaitKind.CANCEL.value] * len(waits),
         "event_name": [w.rule.event for w in waits],
+        "paths": [json.dumps(w.paths) for w in waits],
         "criteria": [", ".join(w.paths) for w in waits],
         "match": [w.match for w in waits],
         "received_since": [w.newer_than[0] for w in waits],

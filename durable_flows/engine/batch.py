@@ -12,6 +12,8 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
+from django.db import InterfaceError, OperationalError
+
 from durable_flows.engine import failpoints, finish, leases, ring, sql
 from durable_flows.engine.finish import Ending
 from durable_flows.engine.journal import Claim
@@ -64,10 +66,10 @@ class Batch:
         try:
             for ending in ends:
                 failpoints.reach("before_end", str(ending.run_id))
-            finish.end(ends)
+            _end_patiently(ends)
         finally:  # a run that could not be ended is taken over when its lease ends
             for ending in ends:
-                leases.release(ending.run_id)
+                leases.release(ending.run_id, ending.lease)
 
     def give_back(self) -> None:
         """Let somebody else execute what has not begun here: due at once, and no claim counted."""
@@ -76,17 +78,19 @@ class Batch:
         if not left:
             return
         for claimed in left:
-            leases.release(claimed.run_id)
+            leases.release(claimed.run_id, claimed.lease)
         source, columns = sql.table(
             Due,
             "t",
             {"run_id": [c.run_id for c in left], "lease": [c.lease for c in left]},
         )
         sql.execute(
+            "WITH given AS MATERIALIZED (SELECT d.run_id FROM durable_flows_due d "
+            f"JOIN {source} ON t.run_id = d.run_id AND t.lease = d.lease "
+            "ORDER BY d.run_id FOR UPDATE OF d) "
             "UPDATE durable_flows_due SET claims = claims - 1, wake_at = %(now)s::timestamptz, "
             "state = CASE WHEN state = 'running' THEN 'queued' ELSE state END "
-            f"FROM {source} WHERE durable_flows_due.run_id = t.run_id "
-            "AND durable_flows_due.lease = t.lease",
+            "WHERE run_id IN (SELECT run_id FROM given)",
             {"now": clock.now(), **columns},
         )
         ring.drain(left[0].queue)
@@ -105,6 +109,15 @@ class Batch:
         if time.monotonic() - self._moved_at > SLOW:
             self.write_ends()
             self.give_back()
+
+
+def _end_patiently(ends: Sequence[Ending]) -> None:
+    """Once more if the database gives no answer: ends are fenced, writing them again is safe."""
+    try:
+        finish.end(ends)
+    except (OperationalError, InterfaceError):
+        sql.tend()
+        finish.end(ends)
 
 
 def look_after_all() -> None:

@@ -17,7 +17,7 @@ from durable_flows.engine.batch import Batch, look_after_all
 from durable_flows.engine.claim import claim
 from durable_flows.engine.finish import Ending
 from durable_flows.engine.journal import Claim, History, Journal, histories
-from durable_flows.engine.tools import Run, Step
+from durable_flows.engine.tools import ENDS_OF_A_SLICE, Run, Step
 from durable_flows.errors import (
     CancelAsked,
     InvalidPayload,
@@ -127,7 +127,7 @@ def _execute_batch(claims: list[Claim]) -> None:
     batch = Batch(claims)
     try:
         past = histories([claimed for claimed in claims if claimed.has_history])
-        while (claimed := batch.next()) is not None:
+        while not stopping.is_set() and (claimed := batch.next()) is not None:
             if batch.age < STALE or _still_wanted(claimed):
                 _execute_one(batch, claimed, past.get(claimed.run_id, History()))
             sql.tend()
@@ -140,12 +140,12 @@ def _execute_one(batch: Batch, claimed: Claim, history: History) -> None:
         outcome = execute(claimed, history)
         _put_away(claimed, outcome)
     except BaseException:  # what could not be put away is taken over when its lease ends
-        leases.release(claimed.run_id)
+        leases.release(claimed.run_id, claimed.lease)
         raise
     if isinstance(outcome, Ending):
         batch.end(outcome)
     else:
-        leases.release(claimed.run_id)
+        leases.release(claimed.run_id, claimed.lease)
 
 
 def execute(claimed: Claim, history: History) -> Outcome:
@@ -189,7 +189,11 @@ def _replay(flow: Flow, claimed: Claim, journal: Journal) -> Outcome:
     except Suspend:
         assert journal.wake_at is not None
         return Sleeping(journal.wake_at)
-    except Exception as error:
+    except ENDS_OF_A_SLICE:
+        raise
+    except (
+        BaseException
+    ) as error:  # sys.exit() in a handler is its failure, and not the worker's end
         if isinstance(journal.stopped, Suspend) and not isinstance(error, SuspendSwallowed):
             error = SuspendSwallowed(_swallowed(flow))
         elif journal.stopped is not None and not isinstance(journal.stopped, Suspend):
@@ -205,7 +209,7 @@ def _completed(claimed: Claim, result: Any) -> Ending:
     return Ending(run_id=claimed.run_id, lease=claimed.lease, state=RunState.COMPLETED, result=text)
 
 
-def _failed(flow: Flow, claimed: Claim, journal: Journal, error: Exception) -> Outcome:
+def _failed(flow: Flow, claimed: Claim, journal: Journal, error: BaseException) -> Outcome:
     """The handler raised: another attempt at the code after the last step, or the end."""
     key = _between(journal)
     failures = len(journal.failures(key)) + 1
@@ -302,5 +306,5 @@ def _still_wanted(claimed: Claim) -> bool:
         return True
     if rows:
         finish.end([_cancelled(claimed)])
-    leases.release(claimed.run_id)
+    leases.release(claimed.run_id, claimed.lease)
     return False

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+
+class Killed(BaseException):
+    """Raised by a trap to end the worker here."""
+
+
 #: Called with the name of the place and what it is about, e.g. ``("step_ran", "charge")``.
 trap: Callable[[str, str], None] | None = None
 

@@ -64,7 +64,7 @@ def _take_due(endings: Sequence[Ending]) -> list[Ending]:
 
 def _as_asked(ending: Ending, due_state: str) -> Ending:
     if due_state == DueState.CANCELLING and ending.state != RunState.CANCELLED:
-        return replace(ending, state=RunState.CANCELLED, result=None, error=None)
+        return replace(ending, state=RunState.CANCELLED, result=None, error=None, reason="")
     return ending
 
 

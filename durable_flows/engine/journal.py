@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NoReturn
@@ -21,6 +22,8 @@ from durable_flows.errors import CancelAsked, LeaseLost, LimitExceeded, Suspend
 from durable_flows.rules import clock, payload
 from durable_flows.rules.events import Event
 from durable_flows.rules.states import DueState, StepKind, StepState, WaitOutcome
+
+LOOK_AGAIN = 1.0  # real seconds after which a wait looks again for an event that is being routed
 
 #: What a slice writes is conditional on this, as the row ``mine``. FOR SHARE, so that whoever takes
 #: the run over waits for the write and then reads it, or comes first and makes it write nothing.
@@ -44,9 +47,11 @@ _RECORD_FAILURE = (
     "%(now)s::timestamptz, %(next_at)s::timestamptz FROM mine WHERE true RETURNING n"
 )
 _REGISTER = (
-    _MINE + "INSERT INTO durable_flows_wait (id, run_id, key, kind, event_name, criteria, match, "
+    _MINE
+    + "INSERT INTO durable_flows_wait (id, run_id, key, kind, event_name, paths, criteria, match, "
     "eligible_from, routed_since, received_since, expires_at, created_at, outcome) "
-    "SELECT %(id)s::uuid, run_id, %(key)s, 'step', %(name)s, %(criteria)s, %(match)s::uuid, %(from)s, "
+    "SELECT %(id)s::uuid, run_id, %(key)s, 'step', %(name)s, %(paths)s, %(criteria)s, "
+    "%(match)s::uuid, %(from)s, "
     "%(routed_since)s::timestamptz, %(received_since)s::timestamptz, %(expires)s::timestamptz, "
     "%(now)s::timestamptz, '' FROM mine WHERE true ON CONFLICT DO NOTHING RETURNING id"
 )
@@ -280,7 +285,7 @@ class Journal:
     def send(self, key: str, batch: Sequence[Event]) -> Recorded:
         """Store events and record the step that sent them, in one transaction: exactly once."""
         started_at = clock.now()
-        with sql.atomic():
+        with self._answering(), sql.atomic():
             ids = self._store(batch)
             failpoints.reach("step_ran", key)
             output = json.dumps([str(id_) for id_ in ids])
@@ -297,26 +302,29 @@ class Journal:
             Suspend: nothing has ended it yet.
         """
         wait = self._waits.get(key) or self._register(request)
-        if not wait.outcome:  # also when an earlier slice died between its commit and this look
-            wait = self._look_back(self.claim, wait)
-        if not wait.outcome and wait.expires_at <= clock.now():
-            wait = self._last_look(self.claim, wait)
+        with self._answering():
+            if not wait.outcome:  # also when an earlier slice died between its commit and this look
+                wait = self._look_back(self.claim, wait)
+            if not wait.outcome and wait.expires_at <= clock.now():
+                wait = self._last_look(self.claim, wait)
         self._waits[key] = wait
         if not wait.outcome:
-            self.suspend(max(wait.expires_at, clock.now() + clock.real(0.05)))
+            self.suspend(max(wait.expires_at, clock.now() + clock.real(LOOK_AGAIN)))
         found = wait.event if wait.outcome == WaitOutcome.EVENT else None
         output = json.dumps(found.as_dict()) if found else None
         return self.record(key, StepKind.WAIT, output=output)
 
     def _register(self, wait: Waiting) -> Waiting:
         """Commit the wait, and before it the signature that makes routers look for it."""
-        signatures.write([(wait.event_name, wait.paths)])
+        with self._answering():
+            signatures.write([(wait.event_name, wait.paths)])
         self._write(
             _REGISTER,
             {
                 "id": wait.id,
                 "key": wait.key,
                 "name": wait.event_name,
+                "paths": json.dumps(wait.paths),
                 "criteria": wait.criteria,
                 "match": wait.match,
                 "from": wait.eligible_from,
@@ -332,13 +340,21 @@ class Journal:
     def _write(self, statement: str, params: dict[str, Any]) -> sql.Row:
         """One fenced statement. Without an effect, or without an answer, this slice has lost its run."""
         fence = {"run": self.claim.run_id, "lease": self.claim.lease}
-        try:
+        with self._answering():
             rows = sql.execute(statement, {**params, **fence}, prepare=True, wrapper=self._wrapper)
-        except (OperationalError, InterfaceError) as error:
-            raise self._stop(LeaseLost(f"no answer from the database: {error}")) from error
         if not rows:
             raise self._stop(LeaseLost(f"run {self.claim.run_id} has another lease now"))
         return rows[0]
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """End the slice where the database gives no answer: the handler must not take it for its own."""
+        try:
+            yield
+        except (OperationalError, InterfaceError) as error:
+            raise self._stop(LeaseLost(f"no answer from the database: {error}")) from error
+        except LeaseLost as lost:
+            raise self._stop(lost) from lost.__cause__
 
     # -- the end of the slice --------------------------------------------------------------
 
@@ -426,7 +442,7 @@ def _read_failures(found: dict[uuid.UUID, History], generations: dict[uuid.UUID,
 def _read_waits(found: dict[uuid.UUID, History]) -> None:
     """Waits that no step row has the end of yet."""
     for run_id, outcome, *wait in sql.execute(
-        "SELECT w.run_id, w.outcome, w.id, w.key, w.event_name, w.criteria, w.match, "
+        "SELECT w.run_id, w.outcome, w.id, w.key, w.event_name, w.paths, w.criteria, w.match, "
         "w.eligible_from, w.routed_since, w.received_since, w.expires_at, "
         f"{stored.columns('e')} "
         "FROM durable_flows_wait w LEFT JOIN durable_flows_event e ON e.id = w.event_id "
@@ -440,12 +456,14 @@ def _read_waits(found: dict[uuid.UUID, History]) -> None:
 
 
 def _waiting(outcome: str, row: list[Any]) -> Waiting:
-    id_, key, name, criteria, match, eligible_from, routed, received, expires_at, *event = row
+    id_, key, name, paths, criteria, match, eligible_from, routed, received, expires_at, *event = (
+        row
+    )
     return Waiting(
         id=sql.uid(id_),
         key=key,
         event_name=name,
-        paths=(),
+        paths=tuple(json.loads(paths)),
         criteria=criteria,
         match=sql.uid(match),
         eligible_from=eligible_from,

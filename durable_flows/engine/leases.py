@@ -38,10 +38,11 @@ def hold(leases: Mapping[uuid.UUID, int]) -> None:
     _wake.set()
 
 
-def release(run_id: uuid.UUID) -> None:
-    """This run has suspended, ended, or was lost."""
+def release(run_id: uuid.UUID, lease: int) -> None:
+    """This run has suspended, ended, or was lost; another thread may hold it anew by now."""
     with _lock:
-        _held.pop(run_id, None)
+        if _held.get(run_id) == lease:
+            del _held[run_id]
 
 
 def held() -> dict[uuid.UUID, int]:
@@ -92,10 +93,10 @@ def _renew_forever(look_after: Callable[[], None]) -> None:
         _wake.clear()
         time.sleep(min(LOOK, conf.settings().HEARTBEAT_SECONDS))
         try:
-            look_after()
             if time.monotonic() - renewed >= conf.settings().HEARTBEAT_SECONDS:
                 renew()
                 renewed = time.monotonic()
+            look_after()
         except DatabaseError:
             logger.warning("leases could not be renewed; trying again", exc_info=True)
             sql.connection().close()
@@ -106,10 +107,13 @@ def _move(assignment: str, params: dict[str, object]) -> None:
     if not leases:
         return
     mine, columns = sql.table(Due, "mine", {"run_id": list(leases), "lease": list(leases.values())})
+    # Sorted, as everybody locks due rows; one that somebody has in hand is renewed the next time.
     sql.execute(
-        f"UPDATE durable_flows_due SET {assignment} FROM {mine} "
-        "WHERE durable_flows_due.run_id = mine.run_id AND durable_flows_due.lease = mine.lease "
-        f"AND durable_flows_due.state IN {_in(HELD)}",
+        "WITH renewed AS MATERIALIZED (SELECT d.run_id FROM durable_flows_due d "
+        f"JOIN {mine} ON mine.run_id = d.run_id AND mine.lease = d.lease "
+        f"WHERE d.state IN {_in(HELD)} ORDER BY d.run_id FOR UPDATE OF d SKIP LOCKED) "
+        f"UPDATE durable_flows_due SET {assignment} "
+        "WHERE run_id IN (SELECT run_id FROM renewed)",
         {**params, **columns},
     )
 

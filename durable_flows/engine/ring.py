@@ -115,10 +115,13 @@ def _ring(bell: Bell) -> None:
     if is_silent():
         return
     how = conf.settings().RING
-    if how == "thread":
-        _publisher.put(bell)
-    elif how == "inline":
-        _publisher.publish([bell])
+    try:
+        if how == "thread":
+            _publisher.put(bell)
+        elif how == "inline":
+            _publisher.publish([bell])
+    except RuntimeError as error:  # no thread can be started any more: the interpreter ends
+        logger.warning("a doorbell was not rung (%s); the tick finds the work", error)
 
 
 class Publisher:
@@ -131,6 +134,7 @@ class Publisher:
     def __init__(self) -> None:
         self._wanted: dict[Bell, None] = {}
         self._changed = threading.Condition()
+        self._publishes = threading.Lock()  # one connection, and not for two threads at once
         self._thread: threading.Thread | None = None
         self._connection: Any = None
         self._publishing = False
@@ -167,14 +171,15 @@ class Publisher:
 
     def publish(self, bells: Iterable[Bell]) -> None:
         """Publish now, unless the broker failed a moment ago. Never raises."""
-        for bell in bells:
-            if self.circuit_is_open:
-                return
-            try:
-                self._send(bell)
-                self.failures = 0
-            except Exception as error:
-                self._open_circuit(error)
+        with self._publishes:
+            for bell in bells:
+                if self.circuit_is_open:
+                    return
+                try:
+                    self._send(bell)
+                    self.failures = 0
+                except Exception as error:
+                    self._open_circuit(error)
 
     def _start(self) -> None:
         self._thread = threading.Thread(target=self._work, name="durable-flows-ring", daemon=True)

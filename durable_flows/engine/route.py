@@ -42,6 +42,7 @@ class Routing:
     """What has been routed: how many events, and on which queues there is something to do now."""
 
     events: int = 0
+    batches: int = 0
     queues: set[str] = field(default_factory=set)
 
 
@@ -49,55 +50,86 @@ def route() -> Routing:
     """Route everything that is to be routed now.
 
     Rings for the queues on which there is something to do, but for those that this worker serves
-    itself: its task goes on to drain them. Leaves at once if another router is at work: after each
-    batch that one looks for more.
+    itself: its task goes on to drain them. Leaves at once if another router is at work: that one
+    looks once more after it has given up the lock.
     """
     clocksync.synchronise()
     done = Routing()
-    while (new_runs := _admit_batch(done)) is not None:
-        failpoints.reach("between_routing_transactions")
-        if not _settle_batch(done, new_runs):
+    while True:
+        admitted = _admit_batch(done)
+        if admitted is None or (not admitted and not stored.any_unrouted(clock.now())):
             break
-    for queue in done.queues - ring.served():
-        ring.drain(queue)
+        failpoints.reach("between_routing_transactions")
+        if admitted and not _settle_batch(done):
+            break
+        _ring(done)
+        done.batches += 1
     return done
 
 
-def _admit_batch(done: Routing) -> list[uuid.UUID] | None:
-    """The first transaction. None: nothing to do, or another router does it."""
+def _ring(done: Routing) -> None:
+    """For a first batch this worker's own task goes on to drain; a stream of them needs others."""
+    for queue in done.queues if done.batches else done.queues - ring.served():
+        ring.drain(queue)
+
+
+def _admit_batch(done: Routing) -> bool | None:
+    """The first transaction. False: there was nothing to do; None: another router does it."""
     with sql.atomic():
         if not sql.try_lock(LOCK):
             return None
         batch = stored.unrouted("true", now=clock.now(), most=conf.settings().ROUTE_BATCH)
         if not batch:
-            return None
+            return False
         batch = _number(batch)
         starts = _starts(batch)
         _backfill(signatures.write(admit.cancel_signatures(starts)), starts)
         _note_matches(batch, signatures.read({event.name for event in batch}))
-        new_runs = admit.start_runs(starts)
+        admit.start_runs(starts)
     done.queues |= {start.queue for start in starts}
-    return new_runs
+    return True
 
 
-def _settle_batch(done: Routing, new_runs: Sequence[uuid.UUID]) -> bool:
-    """The second transaction: anew, what is numbered and not routed. False: another router does it."""
+def _settle_batch(done: Routing) -> bool:
+    """The second transaction: anew, what is numbered and not routed. False: another router does it.
+
+    Due rows are locked once, sorted, before anything is written.
+    """
     with sql.atomic():
         if not sql.try_lock(LOCK):
             return False
         batch = stored.unrouted(
             "e.routed IS NOT NULL", now=clock.now(), most=conf.settings().ROUTE_BATCH
         )
-        refused = _obey([event for event in batch if event.name in _COMMANDS])
-        queues, hits = settle.offer(batch)
-        hits += settle.look_back_for_cancels(new_runs)
-        settle.end_cancel_waits(hits)
-        cancel.ask({hit.run_id: f"event {hit.event.name} {hit.event_id}" for hit in reversed(hits)})
+        commands = [event for event in batch if event.name in _COMMANDS]
+        found = settle.offer(batch)
+        late = settle.look_back_for_cancels(_triggers_of_cancellable(batch))
+        settle.lock_due({*found.run_ids, *(hit.run_id for hit in late), *_targets(commands)})
+        retried, refused = _obey(commands)
+        again = settle.offer(batch, retried) if retried else settle.Found()
+        done.queues |= settle.resume(found) | settle.resume(again)
+        _cancel([*found.cancels, *late, *again.cancels])
         _mark_routed(batch, refused)
         failpoints.reach("before_routed_commit")
     done.events += len(batch)
-    done.queues |= queues
     return True
+
+
+def _cancel(hits: Sequence[settle.CancelHit]) -> None:
+    """Cancel the runs whose rules were hit; where several were, for the first reason."""
+    reasons = {hit.run_id: f"event {hit.event_name} {hit.event_id}" for hit in reversed(hits)}
+    cancel.ask(reasons)
+    settle.end_cancel_waits(hits)
+
+
+def _triggers_of_cancellable(batch: Sequence[Routed]) -> list[uuid.UUID]:
+    """The events of which a run may have been started that has cancel rules."""
+    flows = {flow.id for flow in registry if flow.cancel_on}
+    return [event.id for event in batch if flows.intersection(_flows_of(event))]
+
+
+def _targets(commands: Sequence[Routed]) -> set[uuid.UUID]:
+    return {uuid.UUID(command.target) for command in commands}
 
 
 def _number(batch: Sequence[Routed]) -> list[Routed]:
@@ -164,24 +196,21 @@ def _backfill(new: signatures.Signatures, starts: Sequence[admit.Start]) -> None
 _COMMANDS = frozenset({events.CANCEL, events.RETRY})
 
 
-def _obey(commands: Sequence[Routed]) -> dict[uuid.UUID, str]:
-    """Carry commands out, in order. Returns event → why it was refused."""
-    refused = {}
+def _obey(commands: Sequence[Routed]) -> tuple[list[uuid.UUID], dict[uuid.UUID, str]]:
+    """Carry commands out, in order. Returns the runs that go on, and command → why it was refused."""
+    retried, refused = [], {}
     for command in commands:
+        run_id = uuid.UUID(command.target)
         try:
-            _obey_one(command)
+            if command.name == events.CANCEL:
+                cancel.ask({run_id: command.event.data.get("reason") or f"command {command.id}"})
+            else:
+                admit.go_on(run_id, command)
+                retried.append(run_id)
         except (IllegalTransition, UnknownRun) as error:
             refused[command.id] = str(error)
             logger.warning("command %s %s was refused: %s", command.name, command.id, error)
-    return refused
-
-
-def _obey_one(command: Routed) -> None:
-    run_id = uuid.UUID(command.target)
-    if command.name == events.CANCEL:
-        cancel.ask({run_id: command.event.data.get("reason") or f"command {command.id}"})
-    else:
-        admit.go_on(run_id, command)
+    return retried, refused
 
 
 def _mark_routed(batch: Sequence[Routed], refused: Mapping[uuid.UUID, str]) -> None:

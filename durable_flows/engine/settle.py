@@ -61,27 +61,58 @@ def look_back_or_time_out(claim: Claim, wait: Waiting) -> Waiting:
 
 
 def _candidates(claim: Claim, wait: Waiting) -> list[Event]:
-    """Routed events that may end the wait, oldest first, without locks."""
-    params = {
-        "run": claim.run_id,
-        "trigger": claim.event_id,
-        "match": wait.match,
-        "from": wait.eligible_from,
-        "routed_since": wait.routed_since,
-        "received_since": wait.received_since,
-        "expires": wait.expires_at,
-        "most": LOOK_BACK_AT_ONCE,
-    }
-    sources = "durable_flows_eventmatch m JOIN durable_flows_event e ON e.id = m.event_id"
-    by_hash = "m.match = %(match)s::uuid AND m.routed > %(from)s"
-    if _is_complete(wait):
-        return _read_candidates(f"{sources} WHERE {by_hash}", params)
-    return _candidates_by_name(wait, params)
+    """Routed events that may end the wait, oldest first, without locks.
+
+    Up to the number from which its signature is complete they are found by name, above it by hash.
+    """
+    complete = signatures.complete_from(wait.event_name, wait.paths)
+    found: list[Event] = []
+    if complete > wait.eligible_from:
+        found = _by_name(claim, wait, complete)
+    return found or _by_hash(claim, wait, max(complete, wait.eligible_from))
 
 
-def _read_candidates(source: str, params: Mapping[str, Any]) -> list[Event]:
-    rows = sql.execute(
-        f"SELECT {stored.columns('e')} FROM {source} "
+def _by_hash(claim: Claim, wait: Waiting, above: int) -> list[Event]:
+    rows = _read_candidates(
+        claim,
+        wait,
+        "durable_flows_eventmatch m JOIN durable_flows_event e ON e.id = m.event_id "
+        "WHERE m.match = %(match)s::uuid AND m.routed > %(above)s "
+        "ORDER BY e.deliver_at, e.arrival",
+        above=above,
+    )
+    return [stored.event(row[1:]) for row in rows]
+
+
+def _by_name(claim: Claim, wait: Waiting, most: int) -> list[Event]:
+    """For the first waits of a signature: events routed before it was known have no hash."""
+    above = wait.eligible_from
+    while True:
+        rows = _read_candidates(
+            claim,
+            wait,
+            "durable_flows_event e WHERE e.name = %(name)s "
+            "AND e.routed > %(above)s AND e.routed <= %(up_to)s ORDER BY e.routed",
+            above=above,
+            up_to=most,
+            name=wait.event_name,
+        )
+        events = [stored.event(row[1:]) for row in rows]
+        found = [
+            event
+            for event in events
+            if signatures.hash_of(event.as_dict(), wait.paths) == wait.match
+        ]
+        if found or len(rows) < LOOK_BACK_AT_ONCE:
+            return found
+        above = rows[-1][0]
+
+
+def _read_candidates(claim: Claim, wait: Waiting, source: str, **params: Any) -> list[sql.Row]:
+    """The first candidates of a source, each with its number in the order of routing."""
+    before, order = source.split(" ORDER BY ")
+    return sql.execute(
+        f"SELECT e.routed, {stored.columns('e')} FROM {before} "
         "AND e.id <> %(trigger)s AND e.deliver_at <= %(expires)s "
         "AND (%(routed_since)s::timestamptz IS NULL OR e.routed_at IS NULL "
         "OR e.routed_at >= %(routed_since)s::timestamptz) "
@@ -89,33 +120,17 @@ def _read_candidates(source: str, params: Mapping[str, Any]) -> list[Event]:
         "OR e.received_at >= %(received_since)s::timestamptz) "
         "AND NOT EXISTS (SELECT 1 FROM durable_flows_wait used WHERE used.run_id = %(run)s "
         "AND used.match = %(match)s::uuid AND used.kind = 'step' AND used.event_id = e.id) "
-        "ORDER BY e.deliver_at, e.arrival LIMIT %(most)s",
-        params,
-    )
-    return [stored.event(row) for row in rows]
-
-
-def _candidates_by_name(wait: Waiting, params: Mapping[str, Any]) -> list[Event]:
-    """The same for the first waits of a signature: events routed before it was known have no hash."""
-    source = "durable_flows_event e WHERE e.name = %(name)s AND e.routed > %(from)s"
-    found = _read_candidates(
-        source, {**params, "name": wait.event_name, "most": sql.SQLITE_VARIABLES}
-    )
-    signatures.complete()
-    return [
-        event for event in found if signatures.hash_of(event.as_dict(), wait.paths) == wait.match
-    ]
-
-
-def _is_complete(wait: Waiting) -> bool:
-    rows = sql.execute(
-        "SELECT 1 FROM durable_flows_signature WHERE id = %(id)s AND complete_from <= %(from)s",
+        f"ORDER BY {order} LIMIT {LOOK_BACK_AT_ONCE}",
         {
-            "id": signatures.signature_id(wait.event_name, wait.paths),
-            "from": wait.eligible_from,
+            "run": claim.run_id,
+            "trigger": claim.event_id,
+            "match": wait.match,
+            "routed_since": wait.routed_since,
+            "received_since": wait.received_since,
+            "expires": wait.expires_at,
+            **params,
         },
     )
-    return bool(rows)
 
 
 def _unrouted_in_time(wait: Waiting) -> bool:
@@ -172,7 +187,7 @@ class CancelHit:
 
     run_id: uuid.UUID
     wait_id: uuid.UUID
-    event: Event
+    event_name: str
     event_id: uuid.UUID
 
 
@@ -199,21 +214,42 @@ class _Pending:
         )
 
 
-def offer(batch: Sequence[Routed]) -> tuple[set[str], list[CancelHit]]:
-    """Offer events to every pending wait: end the waits of steps, wake their runs.
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a batch of events would do to pending waits: read without locks, written under them."""
 
-    Returns:
-        The queues of the runs that were woken, and the cancel rules that were hit.
-    """
-    by_hash = _by_hash(batch)
-    taken = _take(_read_pending(list(by_hash)), by_hash)
-    queues = _resume([pair for pair in taken if pair[0].kind == WaitKind.STEP])
-    hits = [
-        CancelHit(pending.run_id, pending.id, event.event, event.id)
-        for pending, event in taken
-        if pending.kind == WaitKind.CANCEL
-    ]
-    return queues, hits
+    taken: tuple[tuple[_Pending, Routed], ...] = ()
+
+    @property
+    def run_ids(self) -> set[uuid.UUID]:
+        """The runs concerned."""
+        return {pending.run_id for pending, _ in self.taken}
+
+    @property
+    def cancels(self) -> list[CancelHit]:
+        """The cancel rules that are hit."""
+        return [
+            CancelHit(pending.run_id, pending.id, routed.name, routed.id)
+            for pending, routed in self.taken
+            if pending.kind == WaitKind.CANCEL
+        ]
+
+
+def offer(batch: Sequence[Routed], run_ids: Iterable[uuid.UUID] | None = None) -> Found:
+    """Offer events to every pending wait, or to those of some runs only. Writes nothing."""
+    by_hash = _by_signatures(batch)
+    waits = _read_pending(list(by_hash))
+    if run_ids is not None:
+        waits = [wait for wait in waits if wait.run_id in set(run_ids)]
+    return Found(tuple(_take(waits, by_hash)))
+
+
+def resume(found: Found) -> set[str]:
+    """End the waits of steps and wake their runs, whose due rows are locked. Returns their queues."""
+    pairs = [pair for pair in found.taken if pair[0].kind == WaitKind.STEP]
+    ended = set(_end([(pending.id, routed.id) for pending, routed in pairs], WaitOutcome.EVENT))
+    woken = {pending.run_id for pending, _ in pairs if pending.id in ended}
+    return wake(woken) if woken else set()
 
 
 def _take(
@@ -232,27 +268,31 @@ def _take(
     return taken
 
 
-def look_back_for_cancels(run_ids: Sequence[uuid.UUID]) -> list[CancelHit]:
-    """Events newer than their trigger that were routed before these runs' cancel waits were there."""
-    if not run_ids:
+def look_back_for_cancels(triggers: Sequence[uuid.UUID]) -> list[CancelHit]:
+    """Events newer than their trigger that were routed before these triggers' runs were there.
+
+    Asked of the tables and not of memory: the router that admitted the runs may be dead.
+    """
+    if not triggers:
         return []
     rows = sql.execute(
-        f"SELECT w.run_id, w.id, {stored.columns('e')} "
-        "FROM durable_flows_wait w JOIN durable_flows_run r ON r.id = w.run_id "
-        "JOIN durable_flows_event t ON t.id = r.event_id "
-        "JOIN durable_flows_eventmatch m ON m.match = w.match AND m.routed > t.mark "
+        "SELECT run_id, wait_id, event_name, event_id FROM ("
+        "SELECT w.run_id, w.id AS wait_id, w.event_name, w.created_at, ("
+        "SELECT e.id FROM durable_flows_eventmatch m "
         "JOIN durable_flows_event e ON e.id = m.event_id "
-        f"WHERE {sql.among('w.run_id', 'runs')} AND w.kind = 'cancel' AND w.settled_at IS NULL "
+        "WHERE m.match = w.match AND m.routed > t.mark AND e.deliver_at <= w.expires_at "
         "AND (e.deliver_at, e.arrival) > (w.received_since, w.eligible_from) "
-        "AND e.deliver_at <= w.expires_at ORDER BY e.deliver_at, e.arrival",
-        {"runs": list(run_ids)},
+        "ORDER BY m.routed LIMIT 1) AS event_id "
+        "FROM durable_flows_run r JOIN durable_flows_event t ON t.id = r.event_id "
+        "JOIN durable_flows_wait w ON w.run_id = r.id "
+        f"WHERE {sql.among('r.event_id', 'triggers')} "
+        "AND w.kind = 'cancel' AND w.settled_at IS NULL) hits WHERE event_id IS NOT NULL",
+        {"triggers": list(triggers)},
     )
-    hits: dict[uuid.UUID, CancelHit] = {}
-    for run_id, wait_id, *event in rows:
-        found = stored.event(event)
-        hit = CancelHit(sql.uid(run_id), sql.uid(wait_id), found, stored.event_id(found))
-        hits.setdefault(hit.run_id, hit)
-    return list(hits.values())
+    return [
+        CancelHit(sql.uid(run_id), sql.uid(wait_id), name, sql.uid(event_id))
+        for run_id, wait_id, name, event_id in rows
+    ]
 
 
 def end_cancel_waits(hits: Iterable[CancelHit]) -> None:
@@ -287,7 +327,7 @@ def lock_due(run_ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, tuple[str, int]]:
     return {sql.uid(run_id): (state, lease) for run_id, state, lease in rows}
 
 
-def _by_hash(batch: Sequence[Routed]) -> dict[uuid.UUID, list[Routed]]:
+def _by_signatures(batch: Sequence[Routed]) -> dict[uuid.UUID, list[Routed]]:
     in_use = signatures.read({routed.name for routed in batch})
     found: dict[uuid.UUID, list[Routed]] = defaultdict(list)
     for routed in (routed for routed in batch if routed.name in in_use):
@@ -318,14 +358,6 @@ def _read_pending(hashes: list[uuid.UUID]) -> list[_Pending]:
         )
         for id_, run_id, kind, match, eligible_from, since, expires_at, trigger in rows
     ]
-
-
-def _resume(pairs: Sequence[tuple[_Pending, Routed]]) -> set[str]:
-    if not pairs:
-        return set()
-    lock_due(pending.run_id for pending, _ in pairs)
-    ended = set(_end([(pending.id, event.id) for pending, event in pairs], WaitOutcome.EVENT))
-    return wake({pending.run_id for pending, _ in pairs if pending.id in ended})
 
 
 def _end(

@@ -73,6 +73,18 @@ def complete() -> None:
     )
 
 
+def complete_from(event_name: str, paths: Paths) -> int:
+    """The number from which on every event has been matched by this committed signature."""
+    question = "SELECT complete_from FROM durable_flows_signature WHERE id = %(id)s"
+    params = {"id": signature_id(event_name, paths)}
+    rows = sql.execute(question, params)
+    if rows and rows[0][0] is None:
+        complete()
+        rows = sql.execute(question, params)
+    number: int = rows[0][0]
+    return number
+
+
 def hash_of(document: Mapping[str, Any], paths: Paths) -> uuid.UUID | None:
     """What an event matches by a signature; None if it lacks a value: missing equals nothing."""
     values = [keys.read(document, keys.parse_path(path)) for path in paths]

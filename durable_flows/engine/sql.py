@@ -29,6 +29,8 @@ observers: list[Callable[[str], None]] = []
 
 PREPARE_AFTER = 2  # executions before psycopg prepares a statement
 _ONLY_POSTGRES = re.compile(r"::[a-z]+(\[\])?|FOR (SHARE|UPDATE)( OF \w+)?( SKIP LOCKED)?")
+LOCK_TIMEOUT = "3s"
+IDLE_TIMEOUT = "30s"
 SQLITE_VARIABLES = 30_000  # below the 32,766 of a stock SQLite
 SQLITE_AT_ONCE = 1_000  # variables of one INSERT
 SEQUENCES = {"arrival": "durable_flows_arrival", "routed": "durable_flows_routed"}
@@ -161,10 +163,20 @@ def draw(name: str, count: int) -> list[int]:
 
 
 def try_lock(number: int) -> bool:
-    """Take an advisory lock until the end of the transaction, unless another session holds it."""
+    """Take an advisory lock until the end of the transaction, unless another session holds it.
+
+    The transaction then waits for row locks, and for its own next statement, for a bounded time only:
+    whoever is stopped or cut off with this lock in hand must not hold up everybody.
+    """
     if not postgres():
         return True  # the transaction is immediate: it already has the only writer's place
-    return bool(execute("SELECT pg_try_advisory_xact_lock(%(number)s)", {"number": number})[0][0])
+    rows = execute(
+        "SELECT pg_try_advisory_xact_lock(%(number)s), "
+        f"set_config('lock_timeout', '{LOCK_TIMEOUT}', true), "
+        f"set_config('idle_in_transaction_session_timeout', '{IDLE_TIMEOUT}', true)",
+        {"number": number},
+    )
+    return bool(rows[0][0])
 
 
 def among(column: str, parameter: str) -> str:

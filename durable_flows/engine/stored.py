@@ -82,6 +82,15 @@ def unrouted(condition: str, *, now: datetime, most: int) -> list[Routed]:
     return [_routed(row) for row in rows]
 
 
+def any_unrouted(now: datetime) -> bool:
+    """Whether an event whose time has come still asks for something."""
+    rows = sql.execute(
+        "SELECT 1 FROM durable_flows_event WHERE routed_at IS NULL AND deliver_at <= %(now)s LIMIT 1",
+        {"now": now},
+    )
+    return bool(rows)
+
+
 def routed_since(number: int, names: Sequence[str]) -> list[Routed]:
     """Events of these names with a higher number in the order of routing."""
     rows = sql.execute(

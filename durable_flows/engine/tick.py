@@ -59,12 +59,13 @@ def queues() -> list[str]:
 
 def unpark_known() -> None:
     """Let runs go on whose flow nobody knew, once this process knows it."""
-    if not Due.objects.using(conf.settings().DATABASE).filter(state="parked").exists():
-        return
     sql.execute(
+        "WITH known AS MATERIALIZED (SELECT d.run_id FROM durable_flows_due d "
+        "JOIN durable_flows_run r ON r.id = d.run_id "
+        f"WHERE d.wake_at IS NULL AND {sql.among('r.flow', 'flows')} "
+        "ORDER BY d.run_id FOR UPDATE OF d SKIP LOCKED) "
         "UPDATE durable_flows_due SET state = 'queued', wake_at = %(now)s::timestamptz "
-        "FROM durable_flows_run WHERE durable_flows_run.id = durable_flows_due.run_id "
-        f"AND durable_flows_due.state = 'parked' AND {sql.among('durable_flows_run.flow', 'flows')}",
+        "WHERE run_id IN (SELECT run_id FROM known)",
         {"now": clock.now(), "flows": [flow.id for flow in registry]},
     )
 

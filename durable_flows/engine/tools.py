@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import logging
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -19,12 +18,15 @@ from durable_flows import conf
 from durable_flows.engine import failpoints, signatures
 from durable_flows.engine.journal import Claim, Journal, Recorded, Waiting
 from durable_flows.errors import (
+    CancelAsked,
     InvalidOption,
     InvalidPayload,
+    LeaseLost,
     MissingMatch,
     NestedStep,
     StepError,
     StepInTransaction,
+    Suspend,
     UnserialisableResult,
 )
 from durable_flows.rules import clock, durations, keys, outcomes, payload
@@ -40,7 +42,8 @@ Since = datetime | Literal["run", "now"] | None
 ID_LENGTH = 200
 _RESERVED_ID = re.compile(r"after:.*|.*#\d+", re.DOTALL)
 
-logger = logging.getLogger(__name__)
+#: What ends a slice and is nobody's failure.
+ENDS_OF_A_SLICE = (Suspend, LeaseLost, CancelAsked, KeyboardInterrupt, failpoints.Killed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,12 +267,14 @@ class Step:
                 result = call()
             failpoints.reach("step_ran", key)
             output = _encode(result, key)
-        except Exception as error:
+        except ENDS_OF_A_SLICE:
+            raise
+        except BaseException as error:  # sys.exit() in a step is its failure, not the worker's end
             return self._failed(key, error, policy, started_at)
         return self._journal.record(key, StepKind.RUN, output=output, started_at=started_at)
 
     def _failed(
-        self, key: str, error: Exception, policy: Retries, started_at: datetime
+        self, key: str, error: BaseException, policy: Retries, started_at: datetime
     ) -> Recorded:
         failures = len(self._journal.failures(key)) + 1
         verdict = outcomes.after_failure(error, policy, failures=failures, spread=random.random())

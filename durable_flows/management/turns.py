@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 FIRST_PAUSE = 0.25  # real seconds after the first failure of the database; doubled each time
 LONGEST_PAUSE = 10.0
+SHORTEST_REST = 0.05  # real seconds: what is due may be in another process's hand
 
 
 def turn_once() -> int:
@@ -61,7 +62,7 @@ def _rest(interval: float) -> float:
     """Real seconds until something falls due, at most ``interval``."""
     moments = [moment for moment in (_next_event(), *_next_runs()) if moment is not None]
     seconds = [clock.real_seconds_until(moment) for moment in moments]
-    return max(0.0, min([interval, *seconds]))
+    return max(SHORTEST_REST, min([interval, *seconds]))
 
 
 def _next_event() -> Any:
@@ -79,8 +80,8 @@ def _next_runs() -> Iterator[Any]:
 def _wait_for_database(error: Exception, failures: int) -> None:
     pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(failures - 1, 10))
     logger.warning("the database failed (%s); trying again in %.3g s", _line(error), pause)
-    for run_id in leases.held():  # nothing executes here any more: they fall due again
-        leases.release(run_id)
+    for run_id, lease in leases.held().items():  # nothing executes here: they fall due again
+        leases.release(run_id, lease)
     with suppress(DatabaseError):
         sql.connection().close()
     execute.stopping.wait(pause)

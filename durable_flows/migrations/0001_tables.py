@@ -83,7 +83,7 @@ class Migration(migrations.Migration):
             ],
             options={
                 'verbose_name_plural': 'due',
-                'indexes': [models.Index(condition=models.Q(('wake_at__isnull', False)), fields=['queue', 'wake_at'], name='due_next')],
+                'indexes': [models.Index(condition=models.Q(('wake_at__isnull', False)), fields=['queue', 'wake_at'], name='due_next'), models.Index(condition=models.Q(('wake_at__isnull', True)), fields=['run'], name='due_parked')],
                 'constraints': [models.CheckConstraint(condition=models.Q(models.Q(('state', 'parked'), ('wake_at__isnull', True)), models.Q(models.Q(('state', 'parked'), _negated=True), ('wake_at__isnull', False)), _connector='OR'), name='due_only_the_parked_have_no_wake_time')],
             },
         ),
@@ -130,6 +130,7 @@ class Migration(migrations.Migration):
                 ('key', models.CharField(help_text="The step's key, or the rule's number.", max_length=255)),
                 ('kind', models.CharField(choices=[('step', 'step'), ('cancel', 'cancel')], max_length=10)),
                 ('event_name', models.CharField(max_length=256)),
+                ('paths', models.TextField(default='[]', help_text='JSON text: the paths it compares.')),
                 ('criteria', models.TextField(default='', help_text='What it matches, for people.')),
                 ('match', models.UUIDField(help_text="Hash of the event's name, the paths and their values.")),
                 ('eligible_from', models.BigIntegerField()),

@@ -175,11 +175,6 @@ def check_name(name: Any) -> str:
     return _checked_plain_name(name, "/name")
 
 
-def received(event: Event, **changes: Any) -> Event:
-    """A copy of ``event`` with the fields that the engine gives it."""
-    return replace(event, **changes)
-
-
 def _checked_name(name: Any, pointer: str) -> str:
     _checked_plain_name(name, pointer)
     if name.lower().startswith(RESERVED):

@@ -18,6 +18,7 @@ from durable_flows.rules import backoff
 
 STACK_CHARACTERS = 20_000
 MESSAGE_CHARACTERS = 10_000
+MOST_CAUSES = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +32,11 @@ class Retry:
 class GiveUp:
     """No further attempt: the step or the run has failed with ``error``."""
 
-    error: Exception
+    error: BaseException
 
 
 def after_failure(
-    error: Exception, policy: backoff.Retries, *, failures: int, spread: float
+    error: BaseException, policy: backoff.Retries, *, failures: int, spread: float
 ) -> Retry | GiveUp:
     """Decide what follows the failure number ``failures`` (1 for the first).
 
@@ -75,8 +76,20 @@ def describe(error: BaseException, *, step: str = "") -> dict[str, Any]:
         "message": _storable(_message(error), MESSAGE_CHARACTERS),
         "stack": _storable(stack, STACK_CHARACTERS),
         "code": _storable(str(code), 255) if isinstance(code, str | int) else "",
-        "step": step,
+        "step": step or _step_behind(error),
     }
+
+
+def _step_behind(error: BaseException) -> str:
+    """The step whose failure the handler turned into this error, if it did."""
+    behind = error.__cause__ or error.__context__
+    for _ in range(MOST_CAUSES):
+        if behind is None:
+            return ""
+        if isinstance(behind, StepError):
+            return behind.step
+        behind = behind.__cause__ or behind.__context__
+    return ""
 
 
 def _message(error: BaseException) -> str:
