@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
 from django.db import OperationalError
 
-from durable_flows import Fixed, Retries, Step, flow
-from durable_flows.engine import batch, execute, failpoints, leases, ring, sql
+from durable_flows import CancelOn, Event, Fixed, Retries, Step, StepError, cancel, flow, retry
+from durable_flows import Run as RunInfo
+from durable_flows.engine import batch, execute, failpoints, ingest, leases, ring, settle, sql
 from durable_flows.engine.claim import claim
 from durable_flows.engine.route import route
 from durable_flows.models import Due, Run, Wait
+from durable_flows.models import Event as Stored
 from durable_flows.rules import clock
-from durable_flows.testing import advance, crash_at, drain, run_of, send
+from durable_flows.testing import advance, crash_at, drain, run_of, send, sent
 
 pytestmark = pytest.mark.django_db
 
@@ -79,9 +82,6 @@ def test_a_slice_that_was_taken_over_does_not_suspend_the_run_of_another() -> No
 
 
 def test_events_that_a_slice_sends_after_it_was_taken_over_do_not_exist() -> None:
-    from durable_flows import Event
-    from durable_flows.models import Event as Stored
-
     @flow("teller", on="a/b")
     def teller(step: Step) -> None:
         be_taken_over()
@@ -236,8 +236,6 @@ def test_an_event_that_came_too_late_does_not_win_though_its_waiter_never_looked
 
 def test_a_trigger_that_was_long_in_coming_is_cancelled_by_what_was_routed_before_it() -> None:
     """A transaction held open: the older event becomes visible after the newer one was routed."""
-    from durable_flows import CancelOn
-    from durable_flows.models import Event as Stored
 
     @flow("newest", on="a/b", cancel_on=CancelOn("a/b", match="data.x"))
     def newest(step: Step) -> None:
@@ -317,3 +315,214 @@ def test_a_run_that_could_not_be_written_is_not_held_for_ever(statement: str, ti
     advance("3h", play=False)
     advance("1h")
     assert run_of(event).state == "completed"
+
+
+# -- what a worker or a router that dies, or an answer that never comes, must not change -----------
+
+
+def test_a_matched_wait_found_again_by_another_worker_still_finds_its_reply() -> None:
+    """The first of its kind: no router had noted what such a wait compares."""
+
+    def ask() -> None:
+        send("a/replied", {"k": 1})
+        route()
+
+    @flow("asks", on="a/began")
+    def asks(step: Step) -> bool:
+        step.run("ask", ask)
+        found = step.wait_for_event("reply", event="a/replied", match="data.k", timeout="1h")
+        return found is not None
+
+    event = send("a/began", {"k": 1})
+    with crash_at("wait_registered") as crash:
+        drain()
+    assert crash.happened
+    drain()
+    assert run_of(event).result is True
+
+
+def test_a_first_wait_of_its_kind_finds_its_reply_behind_any_number_of_others() -> None:
+    others = 2 * settle.LOOK_BACK_AT_ONCE + 1
+
+    def ask() -> None:
+        ingest.send([Event("a/replied", {"k": 0})] * others + [Event("a/replied", {"k": 1})])
+        route()
+
+    @flow("asks", on="a/began")
+    def asks(step: Step) -> bool:
+        step.run("ask", ask)
+        found = step.wait_for_event("reply", event="a/replied", match="data.k", timeout="1h")
+        return found is not None
+
+    event = send("a/began", {"k": 1})
+    drain()
+    assert run_of(event).result is True
+
+
+def test_a_steps_wait_may_be_called_whatever_a_cancel_rule_is_called() -> None:
+    @flow("waits", on="a/began", cancel_on=CancelOn("a/stop"))
+    def waits(step: Step) -> bool:
+        return step.wait_for_event("cancel:0", event="a/replied", timeout="1h") is not None
+
+    event = send("a/began")
+    drain()
+    assert Due.objects.get().lease == 1
+    send("a/replied")
+    drain()
+    assert run_of(event).result is True
+
+
+@pytest.mark.parametrize("exit_", [SystemExit, asyncio.CancelledError])
+def test_code_that_exits_has_failed_and_its_worker_goes_on(exit_: type[BaseException]) -> None:
+    calls = []
+
+    def leave() -> None:
+        calls.append(1)
+        raise exit_
+
+    flow("leaves", on="a/b")(lambda step: step.run("leave", leave))
+    flow("leaves-between", on="a/b")(leave)
+    flow("stays", on="a/b")(lambda: "here")
+    event = send("a/b")
+    drain()
+    assert [run_of(event, name).state for name in ("leaves", "leaves-between", "stays")] == [
+        "failed",
+        "failed",
+        "completed",
+    ]
+    assert len(calls) == 2
+
+
+def test_the_reason_of_a_cancellation_stands_whatever_the_handler_came_to() -> None:
+    @flow("fails", on="a/b", retries=0)
+    def fails(run: RunInfo) -> None:
+        cancel(run.id, reason="told so")
+        route()
+        raise ValueError
+
+    event = send("a/b")
+    drain()
+    assert (run_of(event).state, run_of(event).reason) == ("cancelled", "told so")
+
+
+def test_a_retry_goes_on_from_the_failed_step_though_the_handler_gave_its_failure_another_name() -> (
+    None
+):
+    mended: list[bool] = []
+
+    def charge() -> str:
+        if not mended:
+            raise ValueError
+        return "charged"
+
+    @flow("wraps", on="a/b", retries=0)
+    def wraps(step: Step) -> str:
+        try:
+            return step.run("charge", charge)
+        except StepError as error:
+            raise RuntimeError("payment failed") from error
+
+    event = send("a/b")
+    drain()
+    assert run_of(event).error["step"] == "charge"
+    mended.append(True)
+    retry(run_of(event).id)
+    drain()
+    assert run_of(event).result == "charged"
+
+
+def test_a_slice_that_lost_its_run_while_it_looked_back_calls_nothing_more() -> None:
+    calls: list[int] = []
+
+    @flow("waits", on="a/began")
+    def waits(step: Step) -> None:
+        try:
+            step.wait_for_event("reply", event="a/replied", timeout="1h")
+        finally:
+            step.run("clean", lambda: calls.append(1))
+
+    send("a/began")
+    route()
+    send("a/replied")
+    route()
+    at("wait_registered", be_taken_over)
+    execute_due()
+    assert calls == []
+
+
+@pytest.mark.django_db(transaction=True)
+def test_events_whose_commit_got_no_answer_are_not_taken_for_sent() -> None:
+    left = [1]
+
+    def lose(text: str) -> None:
+        if "INSERT INTO durable_flows_event " in text and left:
+            left.pop()
+            raise OperationalError("the connection is lost")
+
+    @flow("tells", on="a/b")
+    def tells(step: Step) -> None:
+        try:
+            step.send_event("tell", Event("a/told"))
+        except Exception:
+            pytest.fail("the handler was told of what is not its business")
+        step.run("next", lambda: None)
+
+    event = send("a/b")
+    sql.observers.append(lose)
+    try:
+        advance("5m")
+    finally:
+        sql.observers.remove(lose)
+    assert not left
+    assert run_of(event).step_keys == ["tell", "next"]
+    assert len(sent("a/told")) == 1
+
+
+def test_a_lease_is_released_by_its_number_alone() -> None:
+    flow("any", on="a/b")(lambda: None)
+    send("a/b")
+    route()
+    (first,) = claim(ring.default_queue(), 1)
+    Due.objects.update(wake_at=clock.now() - timedelta(seconds=1))
+    (second,) = claim(ring.default_queue(), 1)
+    leases.release(first.run_id, first.lease)
+    assert leases.held() == {second.run_id: second.lease}
+
+
+def test_a_worker_that_is_told_to_stop_begins_no_further_run_and_gives_the_others_back() -> None:
+    calls = []
+
+    @flow("stops", on="a/b")
+    def stops() -> None:
+        calls.append(1)
+        execute.stopping.set()
+
+    for _ in range(3):
+        send("a/b")
+    route()
+    try:
+        execute_due()
+    finally:
+        execute.stopping.clear()
+    assert len(calls) == 1
+    assert Due.objects.filter(state="queued", claims=0).count() == 2
+    assert leases.held() == {}
+
+
+def test_a_router_with_a_stream_of_events_rings_after_each_batch() -> None:
+    rung: list[int] = []
+    batches = [0]
+
+    def stream(place: str, detail: str) -> None:
+        if place == "before_routed_commit":
+            batches[0] += 1
+            if batches[0] < 5:
+                send("a/b")
+
+    flow("any", on="a/b")(lambda: None)
+    failpoints.trap = stream
+    send("a/b")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ring, "drain", lambda queue: rung.append(batches[0]))
+        route()
+    assert rung == [1, 2, 3, 4, 5]

@@ -11,13 +11,14 @@ import pytest
 from django.db import connections, transaction
 
 from durable_flows import CancelOn, Step, cancel, flow
-from durable_flows.engine import execute, leases, ring, sql
+from durable_flows.engine import execute, finish, leases, ring, sql
 from durable_flows.engine.claim import claim
 from durable_flows.engine.journal import _MINE
 from durable_flows.engine.route import route
 from durable_flows.models import Due, Run
 from durable_flows.models import Event as Stored
-from durable_flows.testing import drain, run_of, send
+from durable_flows.rules.states import RunState
+from durable_flows.testing import crash_at, drain, run_of, send
 
 pytestmark = [pytest.mark.two_writers, pytest.mark.django_db(transaction=True)]
 
@@ -191,3 +192,92 @@ def test_workers_that_drain_at_once_execute_each_step_once() -> None:
             done.result(PATIENCE)
     assert len(calls) == 10
     assert Run.objects.filter(state="completed").count() == 10
+
+
+def test_a_cancel_look_back_is_made_though_the_router_that_admitted_the_run_died() -> None:
+    """A trigger held open arrives late; what cancels it was routed before."""
+
+    @flow("newest", on="a/began", cancel_on=CancelOn("a/stop", match="data.k"))
+    def newest(step: Step) -> None:
+        step.sleep("rest", "1h")
+
+    send("a/began", {"k": 0})
+    drain()
+    late: list[str] = []
+    with held_open(lambda: late.append(send("a/began", {"k": 1}))):
+        send("a/stop", {"k": 1})
+        drain()
+    with crash_at("between_routing_transactions"):
+        drain()
+    drain()
+    assert run_of(late[0]).state == "cancelled"
+
+
+def test_commands_in_any_order_and_ends_of_the_same_runs_do_not_deadlock() -> None:
+    flow("any", on="a/b")(lambda: None)
+    send("a/b")
+    send("a/b")
+    route()
+    claims = {claimed.run_id: claimed for claimed in claim(ring.default_queue(), 10)}
+    low, high = sorted(claims)
+    cancel(high)
+    cancel(low)
+    locked, go_on = threading.Event(), threading.Event()
+
+    def observe(text: str) -> None:
+        if "SET state = 'cancelling'" in text:  # the router has locked what it needs
+            locked.set()
+            go_on.wait(1)
+
+    def end() -> list[finish.Ending]:
+        endings = [
+            finish.Ending(run_id=run, lease=claims[run].lease, state=RunState.COMPLETED, result="1")
+            for run in (low, high)
+        ]
+        return finish.end(endings)
+
+    sql.observers.append(observe)
+    try:
+        with elsewhere() as submit:
+            routing = submit(route)
+            assert locked.wait(PATIENCE)
+            ending = submit(end)
+            go_on.set()
+            routing.result(PATIENCE)
+            ended = ending.result(PATIENCE)
+    finally:
+        sql.observers.remove(observe)
+    assert [ending.state for ending in ended] == ["cancelled", "cancelled"]  # type: ignore[attr-defined]
+
+
+def test_heartbeats_and_ends_of_the_same_runs_do_not_deadlock() -> None:
+    flow("any", on="a/b")(lambda: None)
+    for _ in range(120):
+        send("a/b")
+    route()
+    stop = threading.Event()
+
+    def renew() -> None:
+        while not stop.is_set():
+            leases.renew()
+
+    with elsewhere() as submit:
+        renewing = submit(renew)
+        try:
+            while claims := claim(ring.default_queue(), 40):
+                ends = [
+                    finish.Ending(
+                        run_id=claimed.run_id,
+                        lease=claimed.lease,
+                        state=RunState.COMPLETED,
+                        result="1",
+                    )
+                    for claimed in claims
+                ]
+                submit(lambda ends=ends: finish.end(ends)).result(PATIENCE)  # type: ignore[misc]
+                for claimed in claims:
+                    leases.release(claimed.run_id, claimed.lease)
+        finally:
+            stop.set()
+            renewing.result(PATIENCE)
+    assert Run.objects.filter(state="completed").count() == 120
