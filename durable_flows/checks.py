@@ -118,6 +118,15 @@ def check_deployment(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[
                 id="durable_flows.W030",
             )
         )
+    if current_app.main in (None, "default"):
+        found.append(
+            Warning(
+                "No Celery app of the project is imported when Django starts: doorbells go to "
+                "Celery's default broker, and all work waits for the tick.",
+                hint="Import the app in the project's __init__.py, as Celery's guide for Django says.",
+                id="durable_flows.W032",
+            )
+        )
     if not getattr(settings, "CELERY_DB_REUSE_MAX", None):
         found.append(
             Warning(

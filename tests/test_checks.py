@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from celery import current_app
+from celery import Celery, current_app
 from django.core.checks import Error, Warning, run_checks
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
@@ -276,3 +276,16 @@ def test_every_check_id_is_tried_here():
     here = Path(__file__).read_text()
     for id in set(re.findall(r"durable_flows\.[EW]\d{3}", source)):
         assert f'"{id}"' in here, id
+
+
+def test_a_project_whose_celery_app_is_not_imported_is_told_when_it_deploys():
+    before = current_app._get_current_object()
+    assert "durable_flows.W032" in own(include_deployment_checks=True)
+    assert "durable_flows.W032" not in own()
+    app = Celery("proj", set_as_current=False)
+    app.set_current()
+    try:
+        assert "durable_flows.W032" not in own(include_deployment_checks=True)
+    finally:
+        before.set_current()
+        app.close()

@@ -242,8 +242,8 @@ class Journal:
         params: dict[str, Any] = {
             "key": key,
             "seq": len(self._steps) + 1,
-            "kind": kind,
-            "state": StepState.FAILED if error is not None else StepState.DONE,
+            "kind": kind.value,  # psycopg sends plain text faster than an enum
+            "state": (StepState.DONE if error is None else StepState.FAILED).value,
             "output": output,
             "error": None if error is None else json.dumps(error),
             "until": until,
