@@ -278,14 +278,14 @@ def test_every_check_id_is_tried_here():
         assert f'"{id}"' in here, id
 
 
-def test_a_project_whose_celery_app_is_not_imported_is_told_when_it_deploys():
-    before = current_app._get_current_object()
-    assert "durable_flows.W032" in own(include_deployment_checks=True)
-    assert "durable_flows.W032" not in own()
-    app = Celery("proj", set_as_current=False)
+@pytest.mark.parametrize(("main", "warned"), [("default", True), (None, True), ("proj", False)])
+def test_a_project_whose_celery_app_is_not_imported_is_told_when_it_deploys(main, warned):
+    before = current_app._get_current_object()  # type: ignore[attr-defined]
+    app = Celery(main, set_as_current=False)
     app.set_current()
     try:
-        assert "durable_flows.W032" not in own(include_deployment_checks=True)
+        assert ("durable_flows.W032" in own(include_deployment_checks=True)) is warned
+        assert "durable_flows.W032" not in own()
     finally:
         before.set_current()
         app.close()
