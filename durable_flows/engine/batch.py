@@ -16,7 +16,7 @@ from django.db import InterfaceError, OperationalError
 
 from durable_flows.engine import failpoints, finish, leases, ring, sql
 from durable_flows.engine.finish import Ending
-from durable_flows.engine.journal import Claim
+from durable_flows.engine.history import Claim
 from durable_flows.models import Due
 from durable_flows.rules import clock
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from durable_flows import conf
 from durable_flows.engine import failpoints, leases, sql, stored
-from durable_flows.engine.journal import Claim
+from durable_flows.engine.history import Claim
 from durable_flows.rules import clock
 
 #: FOR UPDATE SKIP LOCKED: two claims never take the same run. MATERIALIZED: never more than asked for.

@@ -16,7 +16,8 @@ from durable_flows.engine import clocksync, failpoints, finish, ingest, leases, 
 from durable_flows.engine.batch import Batch, look_after_all
 from durable_flows.engine.claim import claim
 from durable_flows.engine.finish import Ending
-from durable_flows.engine.journal import Claim, History, Journal, histories
+from durable_flows.engine.history import Claim, History, histories
+from durable_flows.engine.journal import Journal
 from durable_flows.engine.tools import ENDS_OF_A_SLICE, Run, Step
 from durable_flows.errors import (
     CancelAsked,

@@ -10,16 +10,16 @@ import json
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NoReturn
 
 from django.db import InterfaceError, OperationalError
 
 from durable_flows import conf
-from durable_flows.engine import failpoints, signatures, sql, stored
+from durable_flows.engine import failpoints, signatures, sql
+from durable_flows.engine.history import Claim, Failure, History, Recorded, Waiting, size_of
 from durable_flows.errors import CancelAsked, LeaseLost, LimitExceeded, Suspend
-from durable_flows.rules import clock, payload
+from durable_flows.rules import clock
 from durable_flows.rules.events import Event
 from durable_flows.rules.states import DueState, StepKind, StepState, WaitOutcome
 
@@ -55,92 +55,6 @@ _REGISTER = (
     "%(routed_since)s::timestamptz, %(received_since)s::timestamptz, %(expires)s::timestamptz, "
     "%(now)s::timestamptz, '' FROM mine WHERE true ON CONFLICT DO NOTHING RETURNING id"
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Claim:
-    """A run that this process holds: what a slice needs to know of it."""
-
-    run_id: uuid.UUID
-    flow_id: str
-    queue: str
-    lease: int
-    generation: int
-    mark: int
-    cancelling: bool
-    created_at: datetime
-    event: Event
-    event_id: uuid.UUID
-    depth: int
-
-    @property
-    def has_history(self) -> bool:
-        """Whether an earlier slice may have left something to replay."""
-        return self.lease > 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recorded:
-    """A step as it was recorded."""
-
-    key: str
-    kind: str
-    state: str
-    output: str | None
-    error: str | None
-    until: datetime | None
-    mark: int
-
-    @property
-    def value(self) -> Any:
-        """The result, parsed from exactly the text that every replay parses."""
-        return None if self.output is None else payload.loads(self.output)
-
-    @property
-    def failure(self) -> dict[str, Any]:
-        """The error as it was described."""
-        described: dict[str, Any] = payload.loads(self.error or "{}")
-        return described
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
-    """A failed attempt of this generation of the run."""
-
-    n: int
-    next_at: datetime | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Waiting:
-    """A registered wait: what it asks for, and what ended it."""
-
-    id: uuid.UUID
-    key: str
-    event_name: str
-    paths: tuple[str, ...]
-    criteria: str
-    match: uuid.UUID
-    eligible_from: int
-    routed_since: datetime | None
-    received_since: datetime | None
-    expires_at: datetime
-    outcome: str = ""
-    event: Event | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class History:
-    """What earlier slices of a run have left."""
-
-    steps: dict[str, Recorded] = field(default_factory=dict)
-    failures: dict[str, list[Failure]] = field(default_factory=dict)
-    waits: dict[str, Waiting] = field(default_factory=dict)
-
-    @property
-    def size(self) -> int:
-        """Bytes of all results."""
-        return sum(_size(step.output) for step in self.steps.values())
 
 
 class Journal:
@@ -262,7 +176,7 @@ class Journal:
             mark=mark,
         )
         self._steps[key] = step
-        self._size += _size(output)
+        self._size += size_of(output)
         self.last_key = key
         self._cancel_asked = state == DueState.CANCELLING
         return step
@@ -381,7 +295,7 @@ class Journal:
                 f"{limits.MAX_STEPS:,} ({conf.shown('MAX_STEPS')}); move part of the work to a flow "
                 "of its own, or raise the limit"
             )
-        if self._size + _size(output) > limits.MAX_RUN_BYTES:
+        if self._size + size_of(output) > limits.MAX_RUN_BYTES:
             raise LimitExceeded(
                 f"with step {key!r} the results of this run exceed {limits.MAX_RUN_BYTES:,} bytes "
                 f"({conf.shown('MAX_RUN_BYTES')}); store large results elsewhere and return "
@@ -389,87 +303,5 @@ class Journal:
             )
 
 
-def _size(output: str | None) -> int:
-    """Bytes of a result."""
-    if output is None:
-        return 0
-    return len(output) if output.isascii() else len(output.encode())
-
-
 def _is_between(key: str) -> bool:
     return key.startswith("after:")
-
-
-def histories(claims: Sequence[Claim]) -> dict[uuid.UUID, History]:
-    """What earlier slices of these runs have left, by three statements however many runs there are."""
-    found = {claim.run_id: History() for claim in claims}
-    if claims:
-        _read_steps(found)
-        _read_failures(found, {claim.run_id: claim.generation for claim in claims})
-        _read_waits(found)
-    return found
-
-
-def _read_steps(found: dict[uuid.UUID, History]) -> None:
-    for run_id, key, kind, state, output, error, until, mark in sql.execute(
-        "SELECT run_id, key, kind, state, output, error, until, mark FROM durable_flows_step "
-        f"WHERE {sql.among('run_id', 'runs')} ORDER BY run_id, seq",
-        {"runs": list(found)},
-    ):
-        found[sql.uid(run_id)].steps[key] = Recorded(
-            key=key,
-            kind=kind,
-            state=state,
-            output=output,
-            error=error,
-            until=until and sql.moment(until),
-            mark=mark,
-        )
-
-
-def _read_failures(found: dict[uuid.UUID, History], generations: dict[uuid.UUID, int]) -> None:
-    for run_id, key, n, generation, next_at in sql.execute(
-        "SELECT run_id, key, n, generation, next_at FROM durable_flows_attempt "
-        f"WHERE {sql.among('run_id', 'runs')} ORDER BY run_id, key, n",
-        {"runs": list(found)},
-    ):
-        run = sql.uid(run_id)
-        if generation == generations[run]:
-            failure = Failure(n=n, next_at=next_at and sql.moment(next_at))
-            found[run].failures.setdefault(key, []).append(failure)
-
-
-def _read_waits(found: dict[uuid.UUID, History]) -> None:
-    """Waits that no step row has the end of yet."""
-    for run_id, outcome, *wait in sql.execute(
-        "SELECT w.run_id, w.outcome, w.id, w.key, w.event_name, w.paths, w.criteria, w.match, "
-        "w.eligible_from, w.routed_since, w.received_since, w.expires_at, "
-        f"{stored.columns('e')} "
-        "FROM durable_flows_wait w LEFT JOIN durable_flows_event e ON e.id = w.event_id "
-        f"WHERE {sql.among('w.run_id', 'runs')} AND w.kind = 'step' AND w.outcome <> 'closed' "
-        "AND NOT EXISTS (SELECT 1 FROM durable_flows_step s "
-        "WHERE s.run_id = w.run_id AND s.key = w.key)",
-        {"runs": list(found)},
-    ):
-        waiting = _waiting(outcome, wait)
-        found[sql.uid(run_id)].waits[waiting.key] = waiting
-
-
-def _waiting(outcome: str, row: list[Any]) -> Waiting:
-    id_, key, name, paths, criteria, match, eligible_from, routed, received, expires_at, *event = (
-        row
-    )
-    return Waiting(
-        id=sql.uid(id_),
-        key=key,
-        event_name=name,
-        paths=tuple(json.loads(paths)),
-        criteria=criteria,
-        match=sql.uid(match),
-        eligible_from=eligible_from,
-        routed_since=routed and sql.moment(routed),
-        received_since=received and sql.moment(received),
-        expires_at=sql.moment(expires_at),
-        outcome=outcome,
-        event=None if event[0] is None else stored.event(event),
-    )

@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import Any
 
 from durable_flows.engine import failpoints, ring, signatures, sql, stored
-from durable_flows.engine.journal import Claim, Waiting
+from durable_flows.engine.history import Claim, Waiting
 from durable_flows.engine.stored import Routed
 from durable_flows.errors import LeaseLost
 from durable_flows.models import Wait
@@ -77,8 +77,8 @@ def _by_hash(claim: Claim, wait: Waiting, above: int) -> list[Event]:
         claim,
         wait,
         "durable_flows_eventmatch m JOIN durable_flows_event e ON e.id = m.event_id "
-        "WHERE m.match = %(match)s::uuid AND m.routed > %(above)s "
-        "ORDER BY e.deliver_at, e.arrival",
+        "WHERE m.match = %(match)s::uuid AND m.routed > %(above)s",
+        order="e.deliver_at, e.arrival",
         above=above,
     )
     return [stored.event(row[1:]) for row in rows]
@@ -92,7 +92,8 @@ def _by_name(claim: Claim, wait: Waiting, most: int) -> list[Event]:
             claim,
             wait,
             "durable_flows_event e WHERE e.name = %(name)s "
-            "AND e.routed > %(above)s AND e.routed <= %(up_to)s ORDER BY e.routed",
+            "AND e.routed > %(above)s AND e.routed <= %(up_to)s",
+            order="e.routed",
             above=above,
             up_to=most,
             name=wait.event_name,
@@ -108,11 +109,12 @@ def _by_name(claim: Claim, wait: Waiting, most: int) -> list[Event]:
         above = rows[-1][0]
 
 
-def _read_candidates(claim: Claim, wait: Waiting, source: str, **params: Any) -> list[sql.Row]:
+def _read_candidates(
+    claim: Claim, wait: Waiting, source: str, *, order: str, **params: Any
+) -> list[sql.Row]:
     """The first candidates of a source, each with its number in the order of routing."""
-    before, order = source.split(" ORDER BY ")
     return sql.execute(
-        f"SELECT e.routed, {stored.columns('e')} FROM {before} "
+        f"SELECT e.routed, {stored.columns('e')} FROM {source} "
         "AND e.id <> %(trigger)s AND e.deliver_at <= %(expires)s "
         "AND (%(routed_since)s::timestamptz IS NULL OR e.routed_at IS NULL "
         "OR e.routed_at >= %(routed_since)s::timestamptz) "

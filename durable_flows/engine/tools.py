@@ -16,7 +16,8 @@ from django.utils import timezone
 
 from durable_flows import conf
 from durable_flows.engine import failpoints, signatures
-from durable_flows.engine.journal import Claim, Journal, Recorded, Waiting
+from durable_flows.engine.history import Claim, Recorded, Waiting
+from durable_flows.engine.journal import Journal
 from durable_flows.errors import (
     CancelAsked,
     InvalidOption,
