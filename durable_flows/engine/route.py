@@ -60,9 +60,10 @@ def route() -> Routing:
         if admitted is None or (not admitted and not stored.any_unrouted(clock.now())):
             break
         failpoints.reach("between_routing_transactions")
-        if admitted and not _settle_batch(done):
+        settled = not admitted or _settle_batch(done)
+        _ring(done)  # also for what was admitted here and is settled by another router
+        if not settled:
             break
-        _ring(done)
         done.batches += 1
     return done
 

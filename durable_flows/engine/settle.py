@@ -48,11 +48,6 @@ def last_look(claim: Claim, wait: Waiting) -> Waiting:
     if _unrouted_in_time(wait):
         ring.route()
         return wait
-    return look_back_or_time_out(claim, wait)
-
-
-def look_back_or_time_out(claim: Claim, wait: Waiting) -> Waiting:
-    """The last look back, after which the timeout stands."""
     wait = look_back(claim, wait)
     if wait.outcome:
         return wait
@@ -279,7 +274,7 @@ def look_back_for_cancels(triggers: Sequence[uuid.UUID]) -> list[CancelHit]:
         return []
     rows = sql.execute(
         "SELECT run_id, wait_id, event_name, event_id FROM ("
-        "SELECT w.run_id, w.id AS wait_id, w.event_name, w.created_at, ("
+        "SELECT w.run_id, w.id AS wait_id, w.event_name, ("
         "SELECT e.id FROM durable_flows_eventmatch m "
         "JOIN durable_flows_event e ON e.id = m.event_id "
         "WHERE m.match = w.match AND m.routed > t.mark AND m.routed < r.mark "

@@ -390,6 +390,7 @@ def test_code_that_exits_has_failed_and_its_worker_goes_on(exit_: type[BaseExcep
         "failed",
         "completed",
     ]
+    assert run_of(event, "leaves").error["step"] == "leave"
     assert len(calls) == 2
 
 
