@@ -14,6 +14,7 @@ from durable_flows.rules.states import (
     RunState,
     StepKind,
     StepState,
+    Verdict,
     WaitKind,
     WaitOutcome,
 )
@@ -42,7 +43,14 @@ class Event(models.Model):
     depth = models.IntegerField(default=0, help_text="How many runs deep it was sent.")
     routed = models.BigIntegerField(null=True, help_text="Its number in the order of routing.")
     routed_at = models.DateTimeField(null=True, help_text="When everything it asked for was done.")
-    error = models.TextField(default="", help_text="Why a command was refused.")
+    error = models.TextField(default="", help_text="Why it was refused or set aside.")
+    shard = models.SmallIntegerField(default=0, db_default=0, help_text="Which router takes it.")
+    attempts = models.SmallIntegerField(
+        default=0, db_default=0, help_text="How often its routing was begun, or failed."
+    )
+    quarantined = models.BooleanField(
+        default=False, db_default=False, help_text="Set aside, since its routing failed twice."
+    )
 
     objects = querysets.EventQuerySet.as_manager()
 
@@ -54,6 +62,9 @@ class Event(models.Model):
                 name="event_unrouted",
             ),
             models.Index(fields=["name", "routed"], name="event_name_routed"),
+            models.Index(
+                fields=["-routed_at"], condition=Q(quarantined=True), name="event_quarantined"
+            ),
         ]
 
     def __str__(self) -> str:
@@ -78,6 +89,19 @@ class Run(models.Model):
     flow = models.CharField(max_length=255)
     event = models.ForeignKey(
         Event, models.DO_NOTHING, db_constraint=False, related_name="runs", help_text="Its trigger."
+    )
+    parent = models.ForeignKey(
+        "self",
+        models.DO_NOTHING,
+        null=True,
+        db_constraint=False,
+        db_index=False,
+        related_name="children",
+        help_text="The run that invoked it.",
+    )
+    origin = models.UUIDField(null=True, help_text="The run that it does again.")
+    awaited = models.BooleanField(
+        default=False, db_default=False, help_text="Somebody is to be told of its end."
     )
     state = models.CharField(max_length=10, choices=_choices(RunState), default=RunState.QUEUED)
     queue = models.CharField(max_length=255)
@@ -107,6 +131,7 @@ class Run(models.Model):
                 condition=Q(state=RunState.FAILED),
                 name="run_failed",
             ),
+            models.Index(fields=["parent"], condition=Q(parent__isnull=False), name="run_parent"),
         ]
         constraints: ClassVar = [
             models.CheckConstraint(
@@ -131,6 +156,9 @@ class Due(models.Model):
     )
     queue = models.CharField(max_length=255)
     wake_at = models.DateTimeField(null=True)
+    deadline_at = models.DateTimeField(
+        null=True, help_text="When it is cancelled, whatever it does or waits for."
+    )
     due_since = models.DateTimeField(
         help_text="Since when it could go on, for the age of a backlog."
     )
@@ -146,6 +174,9 @@ class Due(models.Model):
                 fields=["queue", "wake_at"], condition=Q(wake_at__isnull=False), name="due_next"
             ),
             models.Index(fields=["run"], condition=Q(wake_at__isnull=True), name="due_parked"),
+            models.Index(
+                fields=["deadline_at"], condition=Q(deadline_at__isnull=False), name="due_deadline"
+            ),
         ]
         constraints: ClassVar = [
             models.CheckConstraint(
@@ -216,6 +247,7 @@ class Wait(models.Model):
     A step's wait may be ended by what was routed after number ``eligible_from``, not before
     ``routed_since``, and received not before ``received_since``. A cancel rule's wait is ended by an
     event that is newer, by (delivery time, arrival), than (``received_since``, ``eligible_from``).
+    A wait for a child is ended by the end of the run ``match``.
     """
 
     id = models.UUIDField(primary_key=True)
@@ -225,7 +257,15 @@ class Wait(models.Model):
     event_name = models.CharField(max_length=256)
     paths = models.TextField(default="[]", help_text="JSON text: the paths it compares.")
     criteria = models.TextField(default="", help_text="What it matches, for people.")
-    match = models.UUIDField(help_text="Hash of the event's name, the paths and their values.")
+    expression = models.TextField(
+        default="", db_default="", help_text="What its paths cannot say, in CEL."
+    )
+    match = models.UUIDField(
+        help_text="Hash of the event's name, the paths and their values; or the awaited run."
+    )
+    cascade = models.BooleanField(
+        default=True, db_default=True, help_text="The awaited run is cancelled with this one."
+    )
     eligible_from = models.BigIntegerField()
     routed_since = models.DateTimeField(null=True)
     received_since = models.DateTimeField(null=True)
@@ -275,6 +315,71 @@ class EventMatch(models.Model):
 
     def __str__(self) -> str:
         return str(self.event_id)
+
+
+class Admission(models.Model):
+    """Why an event did not start a flow that listens to it."""
+
+    pk = models.CompositePrimaryKey("event_id", "flow")
+    event = models.ForeignKey(
+        Event, models.DO_NOTHING, db_constraint=False, db_index=False, related_name="admissions"
+    )
+    flow = models.CharField(max_length=255)
+    verdict = models.CharField(max_length=10, choices=_choices(Verdict))
+    reason = models.TextField()
+    run = models.ForeignKey(
+        Run,
+        models.DO_NOTHING,
+        null=True,
+        db_constraint=False,
+        db_index=False,
+        related_name="+",
+        help_text="The run that it joined.",
+    )
+    decided_at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return f"{self.flow} {self.verdict}"
+
+
+class RunWarning(models.Model):
+    """Something about a run that went otherwise than its author may think; noted once for each cause."""
+
+    pk = models.CompositePrimaryKey("run_id", "about")
+    run = models.ForeignKey(
+        Run, models.DO_NOTHING, db_constraint=False, db_index=False, related_name="warnings"
+    )
+    about = models.CharField(max_length=255, help_text="The step or option concerned.")
+    message = models.TextField()
+    warned_at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return f"{self.about}: {self.message}"
+
+
+class Deployment(models.Model):
+    """A set of flows that processes have loaded. The newest that is alive routes."""
+
+    digest = models.CharField(max_length=64, primary_key=True)
+    flows = models.TextField(help_text="JSON text: the flows and their triggers.")
+    first_seen_at = models.DateTimeField()
+    alive_at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return self.digest[:12]
+
+
+class Floor(models.Model):
+    """Below this moment there is nothing to look for: spares scans the entries of what is done.
+
+    The name is that of a queue, for its due rows, or of the events.
+    """
+
+    name = models.CharField(max_length=255, primary_key=True)
+    moment = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.moment}"
 
 
 class Counter(models.Model):

@@ -51,7 +51,7 @@ def with_activity(runs: QuerySet[Run]) -> QuerySet[Any]:
     waits = Wait.objects.pending().filter(run=OuterRef("pk"), kind=WaitKind.STEP)
     retries = Attempt.objects.filter(run=OuterRef("pk"), next_at=OuterRef("due__wake_at"))
     return runs.select_related("due").annotate(
-        awaited=Subquery(waits.order_by("expires_at").values("event_name")[:1]),
+        waits_for=Subquery(waits.order_by("expires_at").values("event_name")[:1]),
         retry_at=Subquery(retries.values("next_at")[:1]),
     )
 
@@ -72,8 +72,8 @@ def _resting(run: Any, wake_at: datetime) -> Activity:
         return Activity("queued", format_html("due since {}", when))
     if run.retry_at is not None:
         return Activity("retrying", format_html("at {}", when))
-    if run.awaited is not None:
-        return Activity("waiting", format_html("for {} until {}", run.awaited, when))
+    if run.waits_for is not None:
+        return Activity("waiting", format_html("for {} until {}", run.waits_for, when))
     return Activity("sleeping", format_html("until {}", when))
 
 

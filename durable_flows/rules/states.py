@@ -41,6 +41,7 @@ class StepKind(StrEnum):
     SEND = "send"
     SLEEP = "sleep"
     WAIT = "wait"
+    INVOKE = "invoke"
 
 
 class WaitKind(StrEnum):
@@ -48,6 +49,7 @@ class WaitKind(StrEnum):
 
     STEP = "step"  # an event resumes the run
     CANCEL = "cancel"  # an event cancels the run
+    CHILD = "child"  # the end of an invoked run resumes it
 
 
 class WaitOutcome(StrEnum):
@@ -56,10 +58,21 @@ class WaitOutcome(StrEnum):
     EVENT = "event"
     TIMEOUT = "timeout"
     CLOSED = "closed"  # its run ended first
+    COMPLETED = "completed"  # so did the awaited run
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    SKIPPED = "skipped"  # the run that it asked for was not admitted
+
+
+class Verdict(StrEnum):
+    """What became of an event that a flow listens to, where it is not a run of its own."""
+
+    SKIP = "skip"
+    JOIN = "join"
 
 
 #: Actions: what a flow does to the world. A wait looks back to before the last of them.
-ACTIONS = frozenset({StepKind.RUN, StepKind.SEND})
+ACTIONS = frozenset({StepKind.RUN, StepKind.SEND, StepKind.INVOKE})
 
 #: States of a due row whose lease is alive: what a slice writes is conditional on one of these.
 HELD = (DueState.RUNNING, DueState.CANCELLING)
