@@ -67,6 +67,8 @@ class Batch:
             for ending in ends:
                 failpoints.reach("before_end", str(ending.run_id))
             _end_patiently(ends)
+            if ends:
+                failpoints.reach("ends_written")
         finally:  # a run that could not be ended is taken over when its lease ends
             for ending in ends:
                 leases.release(ending.run_id, ending.lease)
@@ -79,6 +81,7 @@ class Batch:
             return
         for claimed in left:
             leases.release(claimed.run_id, claimed.lease)
+        failpoints.reach("before_give_back")
         source, columns = sql.table(
             Due,
             "t",
@@ -93,6 +96,7 @@ class Batch:
             "WHERE run_id IN (SELECT run_id FROM given)",
             {"now": clock.now(), **columns},
         )
+        failpoints.reach("given_back")
         ring.drain(left[0].queue)
 
     def close(self) -> None:

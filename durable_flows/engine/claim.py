@@ -43,6 +43,7 @@ def claim(queue: str, most: int) -> list[Claim]:
     _mark_started(list(taken))
     order = {sql.uid(row[0]): sql.moment(row[3]) for row in rows}
     claims = sorted(_read(queue, taken), key=lambda claimed: order[claimed.run_id])
+    failpoints.reach("claim_read")
     leases.hold({claimed.run_id: claimed.lease for claimed in claims})
     return claims
 

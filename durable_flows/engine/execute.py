@@ -128,6 +128,7 @@ def _execute_batch(claims: list[Claim]) -> None:
     batch = Batch(claims)
     try:
         past = histories([claimed for claimed in claims if claimed.has_history])
+        failpoints.reach("histories_read")
         while not stopping.is_set() and (claimed := batch.next()) is not None:
             if batch.age < STALE or _still_wanted(claimed):
                 _execute_one(batch, claimed, past.get(claimed.run_id, History()))
@@ -279,6 +280,7 @@ def _suspend(claimed: Claim, until: datetime) -> None:
             "lease": claimed.lease,
         },
     )
+    failpoints.reach("suspended", claimed.flow_id)
     if rows:
         ring.drain_at(claimed.queue, sql.moment(rows[0][0]))
     else:

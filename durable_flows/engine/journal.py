@@ -204,6 +204,7 @@ class Journal:
             failpoints.reach("step_ran", key)
             output = json.dumps([str(id_) for id_ in ids])
             step = self._insert(key, StepKind.SEND, output, None, None, started_at)
+            failpoints.reach("before_send_commit", key)
         failpoints.reach("step_recorded", key)
         if self._cancel_asked:
             raise self._stop(CancelAsked())
@@ -219,6 +220,7 @@ class Journal:
         with self._answering():
             if not wait.outcome:  # also when an earlier slice died between its commit and this look
                 wait = self._look_back(self.claim, wait)
+                failpoints.reach("looked_back", key)
             if not wait.outcome and wait.expires_at <= clock.now():
                 wait = self._last_look(self.claim, wait)
         self._waits[key] = wait
@@ -232,6 +234,7 @@ class Journal:
         """Commit the wait, and before it the signature that makes routers look for it."""
         with self._answering():
             signatures.write([(wait.event_name, wait.paths)])
+        failpoints.reach("signature_written", wait.key)
         self._write(
             _REGISTER,
             {

@@ -83,6 +83,7 @@ def _admit_batch(done: Routing) -> bool | None:
         if not batch:
             return False
         batch = _number(batch)
+        failpoints.reach("events_numbered")
         starts = _starts(batch)
         _backfill(signatures.write(admit.cancel_signatures(starts)), starts)
         _note_matches(batch, signatures.read({event.name for event in batch}))
@@ -112,6 +113,7 @@ def _settle_batch(done: Routing) -> bool:
         _cancel([*found.cancels, *late, *again.cancels])
         _mark_routed(batch, refused)
         failpoints.reach("before_routed_commit")
+    failpoints.reach("batch_routed")
     done.events += len(batch)
     return True
 
@@ -208,6 +210,7 @@ def _obey(commands: Sequence[Routed]) -> tuple[list[uuid.UUID], dict[uuid.UUID, 
             else:
                 admit.go_on(run_id, command)
                 retried.append(run_id)
+            failpoints.reach("command_obeyed", command.name)
         except (IllegalTransition, UnknownRun) as error:
             refused[command.id] = str(error)
             logger.warning("command %s %s was refused: %s", command.name, command.id, error)

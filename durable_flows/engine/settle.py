@@ -155,9 +155,11 @@ def _settle(
         if not mine:
             raise LeaseLost()
         event_id = None if event is None else stored.event_id(event)
-        if _end([(wait.id, event_id)], outcome):
-            return replace(wait, outcome=outcome, event=event)
-        return _as_settled(wait)
+        ended = _end([(wait.id, event_id)], outcome)
+        failpoints.reach("before_settle_commit", wait.key)
+        settled = replace(wait, outcome=outcome, event=event) if ended else _as_settled(wait)
+    failpoints.reach("wait_settled", wait.key)
+    return settled
 
 
 def _as_settled(wait: Waiting) -> Waiting | None:
@@ -246,7 +248,10 @@ def resume(found: Found) -> set[str]:
     pairs = [pair for pair in found.taken if pair[0].kind == WaitKind.STEP]
     ended = set(_end([(pending.id, routed.id) for pending, routed in pairs], WaitOutcome.EVENT))
     woken = {pending.run_id for pending, _ in pairs if pending.id in ended}
-    return wake(woken) if woken else set()
+    queues = wake(woken) if woken else set()
+    if pairs:
+        failpoints.reach("waits_resumed")
+    return queues
 
 
 def _take(
@@ -287,6 +292,7 @@ def look_back_for_cancels(triggers: Sequence[uuid.UUID]) -> list[CancelHit]:
         "AND w.kind = 'cancel' AND w.settled_at IS NULL) hits WHERE event_id IS NOT NULL",
         {"triggers": list(triggers)},
     )
+    failpoints.reach("looked_back_for_cancels")
     return [
         CancelHit(sql.uid(run_id), sql.uid(wait_id), name, sql.uid(event_id))
         for run_id, wait_id, name, event_id in rows

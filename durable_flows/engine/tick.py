@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from durable_flows import conf
-from durable_flows.engine import clocksync, execute, ring, sql
+from durable_flows.engine import clocksync, execute, failpoints, ring, sql
 from durable_flows.engine.route import route
 from durable_flows.models import Due, Event
 from durable_flows.registry import registry
@@ -23,6 +23,7 @@ def tick() -> bool:
     clocksync.synchronise()
     if not _take_turn():
         return False
+    failpoints.reach("tick_taken")
     unpark_known()
     if Event.objects.using(conf.settings().DATABASE).unrouted(clock.now()).exists():
         ring.route()
@@ -68,6 +69,7 @@ def unpark_known() -> None:
         "WHERE run_id IN (SELECT run_id FROM known)",
         {"now": clock.now(), "flows": [flow.id for flow in registry]},
     )
+    failpoints.reach("unparked")
 
 
 def _take_turn() -> bool:

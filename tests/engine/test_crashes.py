@@ -9,30 +9,33 @@ from typing import Any
 
 import pytest
 
-from durable_flows import CancelOn, Event, Fixed, Retries, Step, flow
-from durable_flows.engine import failpoints
+from durable_flows import (
+    CancelOn,
+    Event,
+    Fixed,
+    NonRetriableError,
+    Retries,
+    Step,
+    cancel,
+    flow,
+    retry,
+)
+from durable_flows.engine import execute, failpoints
 from durable_flows.engine.route import route
+from durable_flows.engine.tick import tick
+from durable_flows.errors import InvalidSetting
 from durable_flows.models import Due, Run, Wait
 from durable_flows.models import Event as StoredEvent
-from durable_flows.testing import advance, crash_at, drain, run_of, runs_of, send
+from durable_flows.registry import registry
+from durable_flows.rules import events
+from durable_flows.testing import Crash, advance, crash_at, drain, run_of, runs_of, send
 
 pytestmark = pytest.mark.django_db
 
-#: Where a worker may die, and which function may be called once more for it.
-PLACES = {
-    "runs_admitted": None,
-    "between_routing_transactions": None,
-    "before_routed_commit": None,
-    "claimed": None,
-    "step_ran": "ask",
-    "step_recorded": None,
-    "attempt_recorded": None,
-    "wait_registered": None,
-    "before_timeout": None,
-    "before_suspend": None,
-    "before_end": None,
-    "before_end_commit": None,
-}
+#: Which function of the journey may be called once more for a death at a place.
+REPEATED = {"step_ran": "ask"}
+#: Places that the journey does not come to: each has a test of its own here.
+ELSEWHERE = {"command_obeyed", "before_give_back", "given_back", "tick_taken", "unparked"}
 
 
 @pytest.fixture
@@ -74,7 +77,7 @@ def journey(calls: Counter[str]) -> Any:
     return handler
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", sorted(failpoints.PLACES - ELSEWHERE))
 def test_a_run_survives_a_worker_that_dies(place: str, journey: Any, calls: Counter[str]) -> None:
     trip = send("trip/began", {"trip": 1})
     with crash_at(place) as crash:
@@ -87,16 +90,108 @@ def test_a_run_survives_a_worker_that_dies(place: str, journey: Any, calls: Coun
     assert run.step_keys == ["ask", "falter", "tell", "told", "rest", "silence"]
     assert StoredEvent.objects.filter(name="trip/told").count() == 1
     expected = Counter({"ask": 1, "falter": 2})
-    if again := PLACES[place]:
+    if again := REPEATED.get(place):
         expected[again] += 1
     assert calls == expected
     assert not Due.objects.exists()
     assert not Wait.objects.pending().exists()
 
 
-def test_every_failpoint_of_the_engine_is_tried() -> None:
+def test_the_engine_has_exactly_the_places_that_are_listed() -> None:
     source = "".join(path.read_text() for path in Path(failpoints.__file__).parent.glob("*.py"))
-    assert set(re.findall(r'failpoints\.reach\("(\w+)"', source)) == PLACES.keys()
+    assert set(re.findall(r'failpoints\.reach\(\s*"(\w+)"', source)) == failpoints.PLACES
+    assert len(failpoints.PLACES) >= 20
+
+
+@pytest.mark.parametrize(
+    "text", ["step_run:1", "step_ran", "step_ran:", "step_ran:0", "step_ran:-1", "step_ran:x", ":1"]
+)
+def test_a_failpoint_that_cannot_be_read_is_an_error_that_says_how(text: str) -> None:
+    with pytest.raises(InvalidSetting) as said:
+        failpoints.from_environment(text)
+    assert f"{failpoints.VARIABLE}={text!r}" in str(said.value)
+    assert "step_ran" in str(said.value)
+
+
+def test_without_the_variable_nothing_is_trapped() -> None:
+    assert failpoints.from_environment("") is None
+
+
+@pytest.mark.parametrize("command", [events.RETRY, events.CANCEL])
+def test_a_command_survives_a_router_that_dies_while_it_carries_it_out(command: str) -> None:
+    broken = [True]
+
+    def work() -> str:
+        if broken:
+            raise NonRetriableError("not like this")
+        return "done"
+
+    @flow("stops", on="a/b")
+    def stops(step: Step) -> str:
+        step.run("work", work)
+        return "through"
+
+    @flow("rests", on="a/b")
+    def rests(step: Step) -> None:
+        step.sleep("rest", "1 day")
+
+    event = send("a/b")
+    drain()
+    broken.clear()
+    retry(run_of(event, "stops").id)
+    cancel(run_of(event, "rests").id, reason="enough")
+    with crash_at("command_obeyed", command, times=2) as crash:
+        advance("1h")
+    assert crash.count == 2
+    stopped, rested = run_of(event, "stops"), run_of(event, "rests")
+    assert (stopped.state, stopped.result, Run.objects.get(pk=stopped.id).generation) == (
+        "completed",
+        "through",
+        1,
+    )
+    assert (rested.state, rested.reason) == ("cancelled", "enough")
+    assert not Due.objects.exists()
+
+
+@pytest.mark.parametrize("place", ["before_give_back", "given_back"])
+def test_claimed_runs_survive_a_worker_that_dies_while_it_gives_them_back(place: str) -> None:
+    calls: list[int] = []
+
+    @flow("any", on="a/b")
+    def any_(event: Event) -> None:
+        calls.append(event.data["n"])
+        if len(calls) == 1:
+            execute.stopping.set()
+
+    runs = [send("a/b", {"n": n}) for n in range(3)]
+    try:
+        with crash_at(place) as crash:
+            drain()
+    finally:
+        execute.stopping.clear()
+    assert crash.happened
+    drain()
+    assert calls == [0, 1, 2]
+    assert [run_of(run).state for run in runs] == ["completed"] * 3
+    assert not Due.objects.exists()
+
+
+@pytest.mark.parametrize("place", ["tick_taken", "unparked"])
+def test_a_run_whose_flow_was_unknown_survives_a_tick_that_dies(place: str) -> None:
+    with registry.isolated():
+        late = flow("late", on="a/b")(lambda: "at last")
+        event = send("a/b")
+        route()
+    drain()
+    assert run_of(event).activity == "parked"
+    registry.add(late)
+    with crash_at(place) as crash, pytest.raises(Crash):
+        tick()
+    assert crash.happened
+    advance("1h", play=False)
+    assert tick()  # the next interval is somebody else's
+    drain()
+    assert run_of(event).result == "at last"
 
 
 def test_a_router_that_dies_between_its_transactions_leaves_no_run_doubled_and_no_wait_missed() -> (
