@@ -7,6 +7,7 @@ the run has been taken over: the slice stops (`LeaseLost`) and writes nothing mo
 from __future__ import annotations
 
 import json
+import logging
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ from durable_flows.errors import CancelAsked, LeaseLost, LimitExceeded, Suspend
 from durable_flows.rules import clock
 from durable_flows.rules.events import Event
 from durable_flows.rules.states import DueState, StepKind, StepState, WaitOutcome
+
+logger = logging.getLogger(__name__)
 
 LOOK_AGAIN = 1.0  # real seconds after which a wait looks again for an event that is being routed
 
@@ -89,7 +92,6 @@ class Journal:
         self._depth = sql.depth(self._wrapper)
         self._record = _RECORD.format(mark=sql.counter("routed"))
         self._limits = conf.settings()
-        self._cancel_asked = False
         self._store = store
         self._look_back = look_back
         self._last_look = last_look
@@ -136,9 +138,65 @@ class Journal:
             CancelAsked: it was written, and no new step may start.
             LimitExceeded: the run has too many steps or too much state; nothing was written.
         """
-        step = self._insert(key, kind, output, error, until, started_at)
-        failpoints.reach("step_recorded", key)
-        if self._cancel_asked:
+        return self._keep(*self._insert(key, kind, output, error, until, started_at))
+
+    def record_atomically(
+        self, key: str, work: Callable[[], str], *, started_at: datetime
+    ) -> Recorded:
+        """Call ``work`` and record the text that it returns, in one transaction: both, or neither.
+
+        The due row is locked after the work, for the last statement before the commit: however long
+        the work takes, it holds up nobody who needs that row.
+
+        Raises:
+            LeaseLost: the run was taken over, or it is not known yet whether it is recorded; where it
+                is not, everything was rolled back.
+            CancelAsked: it was written, and no new step may start.
+            LimitExceeded: the run has too many steps or too much state; all was rolled back.
+            Exception: what ``work`` raised, or the commit because of it; all was rolled back.
+        """
+        written: list[tuple[Recorded, str]] = []
+        committed: list[bool] = []
+        try:
+            with sql.atomic():
+                sql.on_commit(lambda: committed.append(True))  # the first callback: before work's
+                output = work()
+                written.append(self._insert(key, StepKind.RUN, output, None, None, started_at))
+                failpoints.reach("before_atomic_commit", key)
+        except (Exception, SystemExit) as error:
+            if committed:
+                logger.exception("step %r is recorded, but a callback of its commit failed", key)
+            elif written and isinstance(error, OperationalError | InterfaceError):
+                written = [self._find_out(written[0][0], error)]
+            else:
+                raise
+        return self._keep(*written[0])
+
+    def _find_out(self, step: Recorded, error: Exception) -> tuple[Recorded, str]:
+        """After a COMMIT without an answer: whether it was one, asked on a new connection.
+
+        A server that is still busy with it holds the due row: then nobody takes the run over, and
+        reads that there is no such step, before it is done.
+        """
+        with self._answering():
+            sql.tend()
+            rows = sql.execute(
+                "SELECT s.mark, d.state FROM durable_flows_step s JOIN durable_flows_due d "
+                "ON d.run_id = s.run_id AND d.lease = s.lease "
+                "WHERE s.run_id = %(run)s AND s.key = %(key)s AND s.lease = %(lease)s",
+                {"run": self.claim.run_id, "key": step.key, "lease": self.claim.lease},
+            )
+        if not rows:
+            raise self._stop(LeaseLost(f"no answer to a COMMIT: {error}")) from error
+        return step, rows[0][1]
+
+    def _keep(self, step: Recorded, state: str) -> Recorded:
+        """A step is committed: replays of this slice find it, and the next may begin unless it is late."""
+        self._steps[step.key] = step
+        self._size += size_of(step.output)
+        self.last_key = step.key
+        failpoints.reach("step_recorded", step.key)
+        if state == DueState.CANCELLING:
             raise self._stop(CancelAsked())
         return step
 
@@ -150,7 +208,8 @@ class Journal:
         error: dict[str, Any] | None,
         until: datetime | None,
         started_at: datetime | None,
-    ) -> Recorded:
+    ) -> tuple[Recorded, str]:
+        """Write a step, fenced. Returns it, and the state of the due row under which it was written."""
         self.check_room(key, output)
         now = clock.now()
         params: dict[str, Any] = {
@@ -175,11 +234,7 @@ class Journal:
             until=until,
             mark=mark,
         )
-        self._steps[key] = step
-        self._size += size_of(output)
-        self.last_key = key
-        self._cancel_asked = state == DueState.CANCELLING
-        return step
+        return step, state
 
     def record_failure(self, key: str, error: dict[str, Any], next_at: datetime | None) -> None:
         """Record a failed attempt. Raises `LeaseLost`."""
@@ -203,12 +258,9 @@ class Journal:
             ids = self._store(batch)
             failpoints.reach("step_ran", key)
             output = json.dumps([str(id_) for id_ in ids])
-            step = self._insert(key, StepKind.SEND, output, None, None, started_at)
+            written = self._insert(key, StepKind.SEND, output, None, None, started_at)
             failpoints.reach("before_send_commit", key)
-        failpoints.reach("step_recorded", key)
-        if self._cancel_asked:
-            raise self._stop(CancelAsked())
-        return step
+        return self._keep(*written)
 
     def await_event(self, key: str, request: Waiting) -> Recorded:
         """The end of a wait: registered, looked back for, and recorded once it has ended.

@@ -23,6 +23,7 @@ from durable_flows.errors import (
     InvalidOption,
     InvalidPayload,
     LeaseLost,
+    LimitExceeded,
     MissingMatch,
     NestedStep,
     StepError,
@@ -92,11 +93,12 @@ class Step:
         /,
         *args: Any,
         retries: int | Retries | None = None,
+        atomic: bool | None = None,
         **kwargs: Any,
     ) -> T: ...
     @overload
     def run(
-        self, id: str, /, *, retries: int | Retries | None = None
+        self, id: str, /, *, retries: int | Retries | None = None, atomic: bool | None = None
     ) -> Callable[[Callable[[], T]], T]: ...
     def run(
         self,
@@ -105,6 +107,7 @@ class Step:
         /,
         *args: Any,
         retries: int | Retries | None = None,
+        atomic: bool | None = None,
         **kwargs: Any,
     ) -> Any:
         """Call ``fn(*args, **kwargs)`` once and record its result.
@@ -117,6 +120,8 @@ class Step:
             fn: what to do. It may run again if its worker dies before the result is recorded:
                 `idempotency_key` is the same then.
             retries: policy of this step, default the flow's.
+            atomic: call it in a transaction on the database of the app's tables, and record the
+                result in the same: what it writes there happens exactly once, whatever dies.
 
         Returns:
             The result as it was recorded, decoded from JSON, the first time too.
@@ -127,14 +132,18 @@ class Step:
             StepInTransaction: called inside the handler's own open atomic() block.
         """
         if fn is None:
-            return lambda decorated: self.run(id, decorated, *args, retries=retries, **kwargs)
-        if retries is not None:
-            _refuse_ambiguous_option(id, fn, "retries")
+            options: dict[str, Any] = {"retries": retries, "atomic": atomic, **kwargs}
+            return lambda decorated: self.run(id, decorated, *args, **options)
+        for option, value in (("retries", retries), ("atomic", atomic)):
+            if value is not None:
+                _refuse_ambiguous_option(id, fn, option)
+        _check_flag(id, "atomic", atomic)
         key = self._enter(id)
         recorded = self._journal.recorded(key)
         if recorded is None:
             policy = _policy(id, retries, self._retries)
-            recorded = self._execute(key, lambda: fn(*args, **kwargs), policy)
+            execute = self._execute_atomically if atomic else self._execute
+            recorded = execute(key, lambda: fn(*args, **kwargs), policy)
         return self._answer(recorded)
 
     def sleep(self, id: str, duration: str | float | timedelta) -> None:
@@ -274,6 +283,24 @@ class Step:
             return self._failed(key, error, policy, started_at)
         return self._journal.record(key, StepKind.RUN, output=output, started_at=started_at)
 
+    def _execute_atomically(self, key: str, call: Callable[[], Any], policy: Retries) -> Recorded:
+        self._hold_off(key)
+        self._journal.check_room(key)
+        started_at = clock.now()
+
+        def work() -> str:
+            with self._within(key):
+                result = call()
+            failpoints.reach("step_ran", key)
+            return _encode(result, key)
+
+        try:
+            return self._journal.record_atomically(key, work, started_at=started_at)
+        except (*ENDS_OF_A_SLICE, LimitExceeded):
+            raise
+        except BaseException as error:
+            return self._failed(key, error, policy, started_at)
+
     def _failed(
         self, key: str, error: BaseException, policy: Retries, started_at: datetime
     ) -> Recorded:
@@ -396,6 +423,11 @@ def _policy(id: str, retries: int | Retries | None, default: Retries) -> Retries
         return Retries.of(retries, default)
     except InvalidOption as error:
         raise InvalidOption(f"step {id!r}: {error}") from error
+
+
+def _check_flag(id: str, option: str, value: object) -> None:
+    if value is not None and not isinstance(value, bool):
+        raise InvalidOption(f"step {id!r}: {option}= is True or False, not {value!r}")
 
 
 def _refuse_ambiguous_option(id: str, fn: Callable[..., Any], option: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.contrib.auth.models import Group
 
 from durable_flows import (
     CancelOn,
@@ -33,7 +34,7 @@ from durable_flows.testing import Crash, advance, crash_at, drain, run_of, runs_
 pytestmark = pytest.mark.django_db
 
 #: Which function of the journey may be called once more for a death at a place.
-REPEATED = {"step_ran": "ask"}
+REPEATED = {"step_ran": "ask", "before_atomic_commit": "book"}
 #: Places that the journey does not come to: each has a test of its own here.
 ELSEWHERE = {"command_obeyed", "before_give_back", "given_back", "tick_taken", "unparked"}
 
@@ -46,7 +47,7 @@ def calls() -> Counter[str]:
 
 @pytest.fixture
 def journey(calls: Counter[str]) -> Any:
-    """A flow that acts, fails once, sends, sleeps, waits for a reply and waits in vain."""
+    """A flow that acts, fails once, books, sends, sleeps, waits for a reply and waits in vain."""
 
     def ask() -> str:
         calls["ask"] += 1
@@ -58,6 +59,10 @@ def journey(calls: Counter[str]) -> Any:
             raise ConnectionError("not yet")
         return "done"
 
+    def book() -> None:
+        calls["book"] += 1
+        Group.objects.create(name=f"booked {calls['book']}")
+
     @flow(
         "journey",
         on="trip/began",
@@ -67,6 +72,7 @@ def journey(calls: Counter[str]) -> Any:
     def handler(event: Event, step: Step) -> list[Any]:
         first = step.run("ask", ask)
         second = step.run("falter", falter)
+        step.run("book", book, atomic=True)
         sent = step.send_event("tell", Event("trip/told", {"trip": event.data["trip"]}))
         told = step.wait_for_event("told", event="trip/told", match="data.trip", timeout="1h")
         step.sleep("rest", "1 day")
@@ -87,9 +93,10 @@ def test_a_run_survives_a_worker_that_dies(place: str, journey: Any, calls: Coun
     run = run_of(trip)
     assert run.state == "completed", run
     assert run.result == ["asked", "done", True, None]
-    assert run.step_keys == ["ask", "falter", "tell", "told", "rest", "silence"]
+    assert run.step_keys == ["ask", "falter", "book", "tell", "told", "rest", "silence"]
     assert StoredEvent.objects.filter(name="trip/told").count() == 1
-    expected = Counter({"ask": 1, "falter": 2})
+    assert Group.objects.count() == 1  # the writes of an atomic step, however often it was called
+    expected = Counter({"ask": 1, "falter": 2, "book": 1})
     if again := REPEATED.get(place):
         expected[again] += 1
     assert calls == expected

@@ -8,10 +8,11 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
+from django.contrib.auth.models import Group
 from django.db import connection, transaction
 
 from durable_flows import CancelOn, Event, cancel, flow, send
-from durable_flows.engine import execute, ring
+from durable_flows.engine import execute, leases, ring
 from durable_flows.engine.claim import claim
 from durable_flows.engine.route import route
 from durable_flows.models import Due, Run, Signature, Wait
@@ -333,3 +334,81 @@ def test_an_event_that_is_committed_in_the_moment_of_the_timeout_ends_the_wait_a
     assert again(run).result == event_id
     assert Wait.objects.get().outcome == "event"
     assert not Due.objects.exists()
+
+
+# -- atomic steps ----------------------------------------------------------------------------
+
+
+def take_over() -> None:
+    """Somebody else thinks that the worker of every run is dead."""
+    Due.objects.update(wake_at=now())
+    assert claim(ring.default_queue(), 10)
+
+
+def test_the_writes_of_an_atomic_step_are_undone_if_its_run_was_taken_over_meanwhile():
+    calls: list[int] = []
+
+    def work():
+        calls.append(1)
+        Group.objects.create(name=f"booked {len(calls)}")
+        if len(calls) == 1:
+            Other(take_over).done()
+
+    flow("booking", on="go")(lambda step: step.run("book", work, atomic=True))
+    run = played()
+    assert (again(run).steps, Group.objects.count()) == ((), 0)
+    for run_id, lease in leases.held().items():
+        leases.release(run_id, lease)
+    Due.objects.update(wake_at=now())
+    drain()
+    assert again(run).state == "completed"
+    assert list(Group.objects.values_list("name", flat=True)) == ["booked 2"]
+
+
+def test_between_fence_and_commit_nobody_can_take_the_run_over():
+    claimed: list[Any] = []
+
+    def work():
+        Group.objects.create(name="once")
+        Other(lambda: Due.objects.update(wake_at=now())).done()  # its lease is over
+
+    def steal():
+        claimed.append(Other(lambda: claim(ring.default_queue(), 10)).done())
+
+    flow("booking", on="go")(lambda step: step.run("book", work, atomic=True))
+    send("go")
+    with once_at("before_atomic_commit", steal):
+        drain()
+    assert claimed == [[]]
+    assert Group.objects.count() == 1
+    assert not Due.objects.exists()
+
+
+def test_an_atomic_step_holds_up_nobody_while_its_function_runs():
+    waiter()
+    done: list[str] = []
+
+    def meanwhile():
+        """Everything that needs its due row, each on a connection that waits for no lock."""
+        with impatient():
+            [run] = Run.objects.filter(flow="booking")
+            leases.renew()
+            send("nudge")
+            cancel(str(run.pk))
+            route()
+            done.append(Due.objects.get(pk=run.pk).state)
+
+    def work():
+        Group.objects.create(name="booked")
+        Other(meanwhile).done()
+
+    @flow("booking", on="go", cancel_on=CancelOn("nudge"))
+    def booking(step):
+        step.run("book", work, atomic=True)
+        step.run("never", done.append, "never")
+
+    send("go")
+    drain()
+    assert done == ["cancelling"]
+    assert Run.objects.get(flow="booking").state == "cancelled"
+    assert Group.objects.count() == 1
