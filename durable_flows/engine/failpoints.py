@@ -38,6 +38,7 @@ PLACES = frozenset(
         "step_recorded",
         "attempt_recorded",
         "before_send_commit",
+        "before_atomic_commit",
         # waits
         "signature_written",
         "wait_registered",

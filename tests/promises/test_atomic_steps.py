@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -264,7 +265,7 @@ def test_a_commit_whose_answer_was_lost_is_found_out_and_the_function_not_called
         return book(f"booked {calls['book']}")
 
     booking(work)
-    commit = connection._commit
+    commit: Callable[[], None] = connection._commit  # type: ignore[attr-defined]
 
     def commit_and_hang_up():
         commit()
