@@ -109,8 +109,8 @@ class Server(ABC):
         self.start()
 
     def stop(self) -> None:
-        """Stop it and remove its directory. Stopping twice is fine."""
-        self._halt(self.stop_signal)
+        """Stop it and remove its directory: it need not write anything. Stopping twice is fine."""
+        self._halt(self.crash_signal)
         shutil.rmtree(self.directory, ignore_errors=True)
 
     @abstractmethod

@@ -1,0 +1,96 @@
+"""Every tool of a flow, and whatever may end a run, on data that says which errand it is."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from durable_flows import CancelOn, Event, Fixed, NonRetriableError, Retries, Run, Step, flow, retry
+from durable_flows.models import Run as RunRow
+from tests.chaos.errands import witness
+
+SOON = Retries(20, backoff=Fixed("0.2s"))
+
+
+@flow(
+    "journey",
+    on="trip/began",
+    retries=SOON,
+    cancel_on=CancelOn("trip/forgotten", match="data.trip"),
+)
+def journey(event: Event, step: Step, run: Run) -> list[Any]:
+    """Acts, falters, asks somebody and waits for the answer, sleeps, waits in vain, and writes."""
+
+    def falter() -> str:
+        witness.tell(run.id, "falter")
+        if witness.times(run.id, "falter") == 1:
+            raise ConnectionError("not yet")
+        return "done"
+
+    def write() -> None:
+        witness.tell(run.id, "write", alias="default")
+        witness.tell(run.id, "write")
+
+    step.run("pack", witness.tell, run.id, "pack")
+    faltered = step.run("falter", falter)
+    step.send_event("ask", Event("trip/asked", {"trip": event.data["trip"]}))
+    answer = step.wait_for_event("answer", event="trip/answered", match="data.trip", timeout="1h")
+    step.sleep("rest", 0.3)
+    silence = step.wait_for_event("silence", event="trip/never", match="data.trip", timeout=0.3)
+    step.run("write", write, atomic=True)
+    step.run("unpack", witness.tell, run.id, "unpack")
+    return [faltered, answer and answer.data["trip"], silence]
+
+
+@flow("answerer", on="trip/asked", retries=SOON)
+def answerer(event: Event, step: Step, run: Run) -> None:
+    """Answers what a journey has asked."""
+    step.run("think", witness.tell, run.id, "think")
+    step.send_event("answer", Event("trip/answered", event.data))
+
+
+@flow("doomed", on="trip/doomed", cancel_on=CancelOn("trip/called-off", match="data.doomed"))
+def doomed(step: Step, run: Run) -> None:
+    """Waits for what never comes, until it is called off."""
+    step.run("pack", witness.tell, run.id, "pack")
+    step.wait_for_event("never", event="trip/never", match="data.trip", timeout="1h")
+
+
+@flow("broken", on="trip/broken", retries=SOON)
+def broken(step: Step, run: Run) -> str:
+    """Fails for good, and goes on when somebody mends it."""
+
+    def work() -> None:
+        witness.tell(run.id, "work")
+        if witness.times(run.id, "mended") == 0:
+            raise NonRetriableError("broken")
+
+    step.run("work", work)
+    return "mended"
+
+
+@flow("mender", on="trip/broken", retries=SOON)
+def mender(event: Event, step: Step) -> None:
+    """Mends the broken one of the same event."""
+
+    def mend() -> None:
+        found = RunRow.objects.get(flow="broken", event_id=event.public_id)
+        if found.state == "completed":
+            return
+        if found.state != "failed":
+            raise ConnectionError("not broken yet")
+        witness.tell(str(found.pk), "mended")
+        retry(found.pk)
+
+    step.run("mend", mend)
+
+
+@flow("heavy", on="trip/heavy", retries=SOON)
+def heavy(event: Event, step: Step, run: Run) -> None:
+    """Takes so long that its neighbours are given back."""
+
+    def lift() -> None:
+        witness.tell(run.id, "lift")
+        time.sleep(event.data["seconds"])
+
+    step.run("lift", lift)

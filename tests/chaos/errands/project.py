@@ -1,0 +1,210 @@
+"""The project of errands as processes on a PostgreSQL: what is sent, who works, what is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from durable_flows.engine import failpoints
+from tests.chaos.errands import witness
+from tests.servers import PostgresServer
+
+ROOT = Path(__file__).parents[3]
+PATIENCE = 120.0  # seconds
+
+MIGRATE = ("manage.py", "migrate", "-v0")
+TICK = ("manage.py", "flows", "tick", "--loop", "--interval", "0.1")
+CELERY = ("-m", "celery", "-A", "tests.chaos.errands", "worker", "-l", "warning")
+
+
+class Project:
+    """One database of the app with that of its witness, and processes that work on them."""
+
+    def __init__(
+        self, postgres: PostgresServer, name: str, directory: Path, **environment: str
+    ) -> None:
+        self.postgres = postgres
+        self.name = name
+        self.log = directory / f"{name}.log"
+        self.environment = {
+            **os.environ,
+            "DJANGO_SETTINGS_MODULE": "tests.chaos.errands.settings",
+            "PYTHONPATH": str(ROOT),
+            "ERRANDS_HOST": postgres.host,
+            "ERRANDS_PORT": str(postgres.port),
+            "ERRANDS_USER": postgres.user,
+            "ERRANDS_DATABASE": name,
+            **environment,
+        }
+        self._connections: dict[str, psycopg.Connection] = {}
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    @property
+    def witness(self) -> str:
+        return f"{self.name}_witness"
+
+    def create(self) -> None:
+        """Make the databases with their tables."""
+        for name in (self.name, self.witness):
+            self._administer(f"CREATE DATABASE {name}")
+        self.run(*MIGRATE)
+        for name in (self.name, self.witness):
+            with psycopg.connect(self.postgres.dsn, dbname=name) as connection:
+                connection.execute(witness.TABLE)
+                connection.execute(witness.INDEX)
+
+    def copy(self, name: str, directory: Path) -> Project:
+        """The same once more; nobody may be connected to this one meanwhile."""
+        new = Project(self.postgres, name, directory)
+        self._administer(f"CREATE DATABASE {new.name} TEMPLATE {self.name}")
+        self._administer(f"CREATE DATABASE {new.witness} TEMPLATE {self.witness}")
+        return new
+
+    def _administer(self, sql: str) -> None:
+        with psycopg.connect(self.postgres.dsn, autocommit=True) as connection:
+            connection.execute(sql.encode())
+
+    # -- processes -------------------------------------------------------------------------
+
+    def run(self, *command: str) -> None:
+        """Run a command of Python's to its end."""
+        subprocess.run([sys.executable, *command], env=self.environment, cwd=ROOT, check=True)
+
+    def start(self, *command: str, failpoint: str = "") -> subprocess.Popen[bytes]:
+        """Start a process, the leader of a group of its own."""
+        with self.log.open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, *command],
+                env={**self.environment, failpoints.VARIABLE: failpoint},
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._processes.append(process)
+        return process
+
+    def kill(self, process: subprocess.Popen[bytes]) -> None:
+        """Kill -9 a process that was started here, with all its children."""
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        self._processes.remove(process)
+
+    def close(self) -> None:
+        """End what still works, and every connection from here."""
+        for process in list(self._processes):
+            self.kill(process)
+        for connection in self._connections.values():
+            connection.close()
+
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")[-5000:] if self.log.exists() else ""
+
+    # -- the books -------------------------------------------------------------------------
+
+    def query(self, sql: str, *, of_witness: bool = False) -> list[tuple[Any, ...]]:
+        name = self.witness if of_witness else self.name
+        if name not in self._connections:
+            self._connections[name] = psycopg.connect(
+                self.postgres.dsn, dbname=name, autocommit=True
+            )
+        return self._connections[name].execute(sql.encode()).fetchall()
+
+    def unfinished(self) -> dict[str, int]:
+        """What is still to be done, of each kind of which there is something."""
+        (row,) = self.query(
+            "SELECT (SELECT count(*) FROM durable_flows_event WHERE routed_at IS NULL), "
+            "(SELECT count(*) FROM durable_flows_due), "
+            "(SELECT count(*) FROM durable_flows_wait WHERE settled_at IS NULL)"
+        )
+        return {kind: n for kind, n in zip(("events", "runs", "waits"), row, strict=True) if n}
+
+    def until(self, condition: Callable[[], bool], what: str) -> None:
+        """Look until it is so; nobody waits longer than needed."""
+        end = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < end, (
+                f"not within {PATIENCE} s: {what}; left {self.unfinished()}\n{self.said()}"
+            )
+            time.sleep(0.05)
+
+    def check(self, trips: int) -> None:
+        """Every errand of numbers below ``trips`` has come to its right end, once."""
+        assert self.unfinished() == {}
+        ends = Counter(
+            self.query("SELECT flow, state, coalesce(result, '') FROM durable_flows_run")
+        )
+        assert ends == expected_ends(trips)
+        assert self._steps_of("journey") == {JOURNEY}
+        assert self._steps_of("broken") == {("work",)}
+        sent = dict(self.query("SELECT name, count(*) FROM durable_flows_event GROUP BY 1"))
+        assert sent["trip/asked"] == sent["trip/answered"] == trips
+        written = self.query("SELECT run, step, count(*) FROM effect GROUP BY 1, 2")
+        assert {step for _, step, _ in written} == {"write"}
+        assert [n for _, _, n in written] == [1] * trips, "an atomic step's effect is there once"
+
+    def _steps_of(self, flow: str) -> set[tuple[str, ...]]:
+        rows = self.query(
+            "SELECT array_agg(s.key ORDER BY s.seq) FROM durable_flows_step s "
+            f"JOIN durable_flows_run r ON r.id = s.run_id WHERE r.flow = '{flow}' GROUP BY r.id"
+        )
+        return {tuple(keys) for (keys,) in rows}
+
+    def repeated(self) -> Counter[tuple[str, str]]:
+        """How often steps were done of which no record was kept: (run, step) → times.
+
+        A step is done once for its record, once for each failed attempt that was recorded, and
+        once for each generation of its run before this one.
+        """
+        rows = self.query(
+            "SELECT s.run_id, s.key, 1 + r.generation + (SELECT count(*) "
+            "FROM durable_flows_attempt a WHERE a.run_id = s.run_id AND a.key = s.key) "
+            "FROM durable_flows_step s JOIN durable_flows_run r ON r.id = s.run_id "
+            "WHERE s.kind = 'run' AND r.flow <> 'mender'"
+        )
+        recorded = {(str(run), step): int(n) for run, step, n in rows}
+        done = Counter(
+            (str(run), step)
+            for run, step in self.query("SELECT run, step FROM effect", of_witness=True)
+            if step != "mended"
+        )
+        assert done.keys() == recorded.keys(), "what was recorded was done, and the reverse"
+        assert all(done[step] >= n for step, n in recorded.items())
+        return Counter({step: n - recorded[step] for step, n in done.items()})
+
+    def in_hand(self, pids: Collection[int]) -> Counter[tuple[str, str]]:
+        """What these processes did last: (run, step) → how many of them."""
+        rows = self.query(
+            "SELECT DISTINCT ON (pid) pid, run, step FROM effect ORDER BY pid, n DESC",
+            of_witness=True,
+        )
+        return Counter((str(run), step) for pid, run, step in rows if pid in pids)
+
+
+JOURNEY = ("pack", "falter", "ask", "answer", "rest", "silence", "write", "unpack")
+
+
+def expected_ends(trips: int) -> Counter[tuple[Any, ...]]:
+    """How the runs of errands of numbers below ``trips`` end."""
+    ends = Counter[tuple[Any, ...]]()
+    for trip in range(trips):
+        ends["heavy", "completed", "null"] += 1
+        ends["journey", "completed", json.dumps(["done", trip, None], separators=(",", ":"))] += 1
+        ends["answerer", "completed", "null"] += 1
+        if trip % 2 == 0:
+            ends["broken", "completed", '"mended"'] += 1
+            ends["mender", "completed", "null"] += 1
+        if trip % 3 == 0:
+            ends["doomed", "cancelled", ""] += 1
+    return ends

@@ -1,0 +1,73 @@
+"""A real process that is killed at each place of the engine; another one finishes what it began."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import cache
+
+import pytest
+
+from durable_flows.engine import failpoints
+from tests.chaos.errands.project import CELERY, TICK, Project
+from tests.servers import postgres_server
+
+pytestmark = [pytest.mark.processes, pytest.mark.two_writers]
+
+TRIPS = 4
+AT_ONCE = 4  # cases: most of their time they wait, for leases and timers
+
+#: Who comes to these places; all others are on the way of `flows tick --loop`.
+WORKER = {"tick_taken": (*CELERY, "-P", "solo")}
+#: Where the process dies with a step done and not recorded.
+STEP_IN_HAND = {"step_ran", "before_atomic_commit", "before_give_back", "given_back"}
+
+
+Case = Callable[[str], tuple[Project, int]]  # place → its project, the killed process
+
+
+@pytest.fixture(scope="module")
+def case(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Case]:
+    """Plays the case of a place: all that were asked for play at once."""
+    directory = tmp_path_factory.mktemp("failpoints")
+    with postgres_server() as postgres, ExitStack() as every, ThreadPoolExecutor(AT_ONCE) as pool:
+        sent = Project(postgres, "sent", directory)
+        sent.create()
+        sent.run("-m", "tests.chaos.errands.send", "0", str(TRIPS - 1), "0")
+
+        @cache
+        def start(place: str) -> tuple[Project, Future[int]]:
+            project = sent.copy(place, directory)
+            every.callback(project.close)
+            return project, pool.submit(play, project, place)
+
+        if "PYTEST_XDIST_WORKER" not in os.environ:
+            for item in request.session.items:
+                if item.path == request.path and isinstance(item, pytest.Function):
+                    start(item.callspec.params["place"])
+        yield lambda place: (start(place)[0], start(place)[1].result())
+
+
+def play(project: Project, place: str) -> int:
+    """Let a process die at a place and another finish. Returns the id of the dead one."""
+    victim = project.start(*WORKER.get(place, TICK), failpoint=f"{place}:1")
+    assert victim.wait(60) == -signal.SIGKILL, project.said()
+    finisher = project.start(*TICK)
+    project.until(lambda: not project.unfinished(), f"all is done after a death at {place}")
+    finisher.terminate()
+    assert finisher.wait(30) == 0, project.said()
+    return victim.pid
+
+
+@pytest.mark.parametrize("place", sorted(failpoints.PLACES))
+def test_what_a_killed_process_leaves_is_finished_by_the_next(place: str, case: Case) -> None:
+    project, killed = case(place)
+    project.check(TRIPS)
+    repeated = +project.repeated()
+    assert repeated <= project.in_hand({killed})
+    assert bool(repeated) == (place in STEP_IN_HAND)
