@@ -55,6 +55,7 @@ class Event(models.Model):
     objects = querysets.EventQuerySet.as_manager()
 
     class Meta:
+        permissions: ClassVar = [("reroute_event", "Can have an event routed again")]
         indexes: ClassVar = [
             models.Index(
                 fields=["deliver_at", "arrival"],
@@ -282,7 +283,10 @@ class Wait(models.Model):
     class Meta:
         indexes: ClassVar = [
             models.Index(
-                fields=["match"], condition=Q(settled_at__isnull=True), name="wait_pending"
+                # The id after it: the waits for one event are walked through in pieces.
+                fields=["match", "id"],
+                condition=Q(settled_at__isnull=True),
+                name="wait_pending",
             ),
         ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.contrib import admin
+from django.contrib.auth import get_permission_codename
 from django.db.models import Count, IntegerField, OuterRef, Q, QuerySet, Subquery
 from django.db.models.functions import Coalesce
 from django.http import HttpRequest, HttpResponse
@@ -14,7 +15,7 @@ from django.utils.http import urlencode
 from django.utils.safestring import SafeString
 
 from durable_flows import conf
-from durable_flows.admin import showing, states
+from durable_flows.admin import reroute, showing, states
 from durable_flows.admin.reading import ReadOnly, as_uuid
 from durable_flows.models import Event, Run
 from durable_flows.rules import clock
@@ -23,18 +24,20 @@ MOST_RUNS = 100
 
 
 class RoutingFilter(admin.SimpleListFilter):
-    """Those that still ask for something; they have an index."""
+    """Those that still ask for something, and those that were set aside: both have an index."""
 
     title = "routing"
     parameter_name = "routing"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        """The one choice beside all."""
-        return [("open", "not routed yet")]
+        """The choices beside all."""
+        return [("open", "not routed yet"), ("quarantined", "set aside")]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Event]) -> QuerySet[Event]:
-        """The events that are not routed."""
-        return queryset.filter(routed_at__isnull=True) if self.value() == "open" else queryset
+        """The events in this state."""
+        if self.value() == "open":
+            return queryset.filter(routed_at__isnull=True)
+        return queryset.filter(quarantined=True) if self.value() == "quarantined" else queryset
 
 
 @admin.register(Event)
@@ -43,6 +46,7 @@ class EventAdmin(ReadOnly):
 
     list_display = ("name", "routing", "received", "delivered", "started_runs")
     list_filter = (RoutingFilter,)
+    actions = (reroute.reroute_events,)
     ordering = ("-pk",)  # ids begin with the time
     search_fields = ("name",)
     search_help_text = "The beginning of an event’s name, or an event’s id."
@@ -97,6 +101,12 @@ class EventAdmin(ReadOnly):
             asked |= Q(pk=found)
         return queryset.filter(asked), False
 
+    def has_reroute_permission(self, request: HttpRequest) -> bool:
+        """Whether this user may have events routed again."""
+        codename = get_permission_codename("reroute", Event._meta)
+        user: Any = request.user
+        return bool(user.has_perm(f"{Event._meta.app_label}.{codename}"))
+
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[Any]:
         """A list that leaves the payloads in the database."""
 
@@ -122,13 +132,16 @@ class EventAdmin(ReadOnly):
                 for run in shown[:MOST_RUNS]
             ],
             more_runs=max(0, event.run_count - MOST_RUNS),
+            may_reroute=event.quarantined and self.has_reroute_permission(request),
         )
         return super().render_change_form(request, context, *args, **kwargs)
 
     @admin.display(description="state")
     def routing(self, event: Event) -> SafeString:
-        """Routed, refused, or what it waits for."""
-        if event.error:
+        """Routed, refused, set aside, or what it waits for."""
+        if event.quarantined:
+            return showing.badge("failed", "set aside")
+        if event.error and event.routed_at is not None:
             return showing.badge("failed", "refused")
         if event.routed_at is not None:
             return showing.badge("done", "routed")
@@ -138,9 +151,9 @@ class EventAdmin(ReadOnly):
         return showing.badge("queued", "to be routed")
 
     @admin.display(description="error")
-    def refusal(self, event: Event) -> str:
-        """Why a command was refused."""
-        return event.error or showing.NOTHING
+    def refusal(self, event: Event) -> str | SafeString:
+        """Why a command was refused, or an event could not be routed."""
+        return showing.block(showing.cut(event.error, showing.PAGE_CHARACTERS))
 
     @admin.display(description="happened")
     def happened(self, event: Event) -> str:

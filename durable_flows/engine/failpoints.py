@@ -29,6 +29,7 @@ PLACES = frozenset(
         "waits_resumed",
         "before_routed_commit",
         "batch_routed",
+        "before_quarantine",
         # claim
         "claimed",
         "claim_read",

@@ -12,7 +12,10 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+
+from django.db import DatabaseError
 
 from durable_flows import conf
 from durable_flows.engine import (
@@ -20,6 +23,7 @@ from durable_flows.engine import (
     cancel,
     clocksync,
     failpoints,
+    quarantine,
     ring,
     settle,
     signatures,
@@ -46,26 +50,79 @@ class Routing:
     queues: set[str] = field(default_factory=set)
 
 
+@dataclass(slots=True)
+class _Hand:
+    """The events that this router has in hand.
+
+    Attributes:
+        most: how many it may take.
+        events: what it took.
+        in_part: whether it left some of what it may take to the next hand.
+    """
+
+    most: int
+    events: Sequence[Routed] = ()
+    in_part: bool = False
+
+
 def route() -> Routing:
     """Route everything that is to be routed now.
 
     Rings for the queues on which there is something to do, but for those that this worker serves
     itself: its task goes on to drain them. Leaves at once if another router is at work: that one
     looks once more after it has given up the lock.
+
+    A batch that raises is halved until the event that raises is alone. At its second failure alone
+    that event is set aside, and those behind it go on.
+
+    Raises:
+        DatabaseError: the database failed, which is no event's fault: what was in hand is left to
+            the next router.
     """
     clocksync.synchronise()
     done = Routing()
+    limit = most = conf.settings().ROUTE_BATCH
     while True:
-        admitted = _admit_batch(done)
-        if admitted is None or (not admitted and not stored.any_unrouted(clock.now())):
-            break
-        failpoints.reach("between_routing_transactions")
-        settled = not admitted or _settle_batch(done)
-        _ring(done)  # also for what was admitted here and is settled by another router
-        if not settled:
-            break
-        done.batches += 1
+        hand = _Hand(most)
+        try:
+            if not _route_batch(hand, done):
+                break
+        except Exception as error:
+            _ring(done)
+            _blame(hand, error)
+            most = max(1, len(hand.events) // 2)
+        else:
+            most = min(limit, 2 * (len(hand.events) if hand.in_part else hand.most))
     return done
+
+
+def _route_batch(hand: _Hand, done: Routing) -> bool:
+    """Route one batch. False: nothing is left to do, or another router does it."""
+    if not _admit_batch(hand, done):
+        return False
+    if not hand.events:
+        return stored.any_unrouted(clock.now())
+    failpoints.reach("between_routing_transactions")
+    _settle_batch(hand, done)
+    failpoints.reach("batch_routed")
+    _ring(done)
+    done.batches += 1
+    return True
+
+
+def _blame(hand: _Hand, error: Exception) -> None:
+    """What follows from an error: it is raised again if it is nobody's fault.
+
+    One event alone is to blame. Several are not: they are taken anew, fewer at a time.
+    """
+    at_fault = hand.events and not sql.is_transient(error)
+    if at_fault and len(hand.events) == 1:
+        quarantine.count_failure(hand.events[0], error)
+        return
+    with suppress(DatabaseError):  # else they are thought to have killed this router
+        quarantine.give_back(hand.events)
+    if not at_fault:
+        raise error
 
 
 def _ring(done: Routing) -> None:
@@ -74,15 +131,15 @@ def _ring(done: Routing) -> None:
         ring.drain(queue)
 
 
-def _admit_batch(done: Routing) -> bool | None:
-    """The first transaction. False: there was nothing to do; None: another router does it."""
+def _admit_batch(hand: _Hand, done: Routing) -> bool:
+    """The first transaction. False: another router is at work."""
     with sql.atomic():
         if not sql.try_lock(LOCK):
-            return None
-        batch = stored.unrouted("true", now=clock.now(), most=conf.settings().ROUTE_BATCH)
-        if not batch:
             return False
-        batch = _number(batch)
+        _take(hand)
+        if not hand.events:
+            return True
+        hand.events = batch = _number(hand.events)
         failpoints.reach("events_numbered")
         starts = _starts(batch)
         _backfill(signatures.write(admit.cancel_signatures(starts)), starts)
@@ -92,17 +149,25 @@ def _admit_batch(done: Routing) -> bool | None:
     return True
 
 
-def _settle_batch(done: Routing) -> bool:
-    """The second transaction: anew, what is numbered and not routed. False: another router does it.
+def _take(hand: _Hand) -> None:
+    """Take the next events in hand, in order; those that may have killed a router one by one."""
+    found = stored.unrouted("true", now=clock.now(), most=hand.most)
+    guilty = [event for event in found if quarantine.is_guilty(event)]
+    quarantine.set_aside(guilty)
+    events = [event for event in found if event not in guilty]
+    hand.events = quarantine.first_innocent(events)
+    hand.in_part = len(hand.events) < len(events)
+
+
+def _settle_batch(hand: _Hand, done: Routing) -> None:
+    """The second transaction: what is in hand, and that no other router has routed meanwhile.
 
     Due rows are locked once, sorted, before anything is written.
     """
     with sql.atomic():
-        if not sql.try_lock(LOCK):
-            return False
-        batch = stored.unrouted(
-            "e.routed IS NOT NULL", now=clock.now(), most=conf.settings().ROUTE_BATCH
-        )
+        sql.wait_for_lock(LOCK)
+        open_ = stored.still_unrouted([event.id for event in hand.events])
+        batch = [event for event in hand.events if event.id in open_]
         commands = [event for event in batch if event.name in _COMMANDS]
         found = settle.offer(batch)
         late = settle.look_back_for_cancels(_triggers_of_cancellable(batch))
@@ -113,9 +178,7 @@ def _settle_batch(done: Routing) -> bool:
         _cancel([*found.cancels, *late, *again.cancels])
         _mark_routed(batch, refused)
         failpoints.reach("before_routed_commit")
-    failpoints.reach("batch_routed")
     done.events += len(batch)
-    return True
 
 
 def _cancel(hits: Sequence[settle.CancelHit]) -> None:
@@ -136,20 +199,29 @@ def _targets(commands: Sequence[Routed]) -> set[uuid.UUID]:
 
 
 def _number(batch: Sequence[Routed]) -> list[Routed]:
-    """Give events their numbers in the order of routing.
+    """Give events their numbers in the order of routing, and note that they are in hand.
 
     The numbers are drawn after the events were read: whatever was committed before a slice noted the
     counter, and is routed, has a number below; whatever was committed later gets one above.
     """
     new = [event for event in batch if not event.routed]
     numbers = dict(zip((event.id for event in new), sql.draw("routed", len(new)), strict=True))
-    source, columns = sql.table(Event, "t", {"id": list(numbers), "routed": list(numbers.values())})
+    numbered = [replace(event, routed=numbers.get(event.id, event.routed)) for event in batch]
+    source, columns = sql.table(
+        Event,
+        "t",
+        {
+            "id": [event.id for event in numbered],
+            "routed": [event.routed for event in numbered],
+            "attempts": [quarantine.begun(event, alone=len(batch) == 1) for event in numbered],
+        },
+    )
     sql.execute(
-        f"UPDATE durable_flows_event SET routed = t.routed FROM {source} "
+        f"UPDATE durable_flows_event SET routed = t.routed, attempts = t.attempts FROM {source} "
         "WHERE durable_flows_event.id = t.id",
         columns,
     )
-    return [replace(event, routed=numbers.get(event.id, event.routed)) for event in batch]
+    return numbered
 
 
 def _starts(batch: Sequence[Routed]) -> list[admit.Start]:
@@ -219,7 +291,7 @@ def _obey(commands: Sequence[Routed]) -> tuple[list[uuid.UUID], dict[uuid.UUID, 
 
 def _mark_routed(batch: Sequence[Routed], refused: Mapping[uuid.UUID, str]) -> None:
     sql.execute(
-        "UPDATE durable_flows_event SET routed_at = %(now)s::timestamptz "
+        "UPDATE durable_flows_event SET routed_at = %(now)s::timestamptz, error = '' "
         f"WHERE {sql.among('id', 'ids')}",
         {"now": clock.now(), "ids": [event.id for event in batch]},
     )

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from functools import cache, lru_cache
 from typing import Any
 
-from django.db import connections, models, transaction
+from django.db import InterfaceError, OperationalError, connections, models, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from durable_flows import conf
@@ -170,13 +170,40 @@ def try_lock(number: int) -> bool:
     """
     if not postgres():
         return True  # the transaction is immediate: it already has the only writer's place
-    rows = execute(
-        "SELECT pg_try_advisory_xact_lock(%(number)s), "
-        f"set_config('lock_timeout', '{LOCK_TIMEOUT}', true), "
-        f"set_config('idle_in_transaction_session_timeout', '{IDLE_TIMEOUT}', true)",
-        {"number": number},
-    )
+    rows = execute(f"SELECT pg_try_advisory_xact_lock(%(number)s), {_BOUNDED}", {"number": number})
     return bool(rows[0][0])
+
+
+def wait_for_lock(number: int) -> None:
+    """As `try_lock`, but wait for the other session.
+
+    Raises:
+        OperationalError: it did not give up the lock in time.
+    """
+    if postgres():
+        execute(f"SELECT {_BOUNDED}, pg_advisory_xact_lock(%(number)s)", {"number": number})
+
+
+_BOUNDED = (
+    f"set_config('lock_timeout', '{LOCK_TIMEOUT}', true), "
+    f"set_config('idle_in_transaction_session_timeout', '{IDLE_TIMEOUT}', true)"
+)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the database, or its load, is at fault, and not what it was asked.
+
+    Lost connections, deadlocks, timeouts, a full disk; but not a limit of the server's that a value
+    exceeds.
+    """
+    state = str(getattr(error.__cause__, "sqlstate", None) or "")
+    if isinstance(error, OperationalError | InterfaceError):
+        return not state.startswith(_TOO_MUCH)
+    return state == _IDLE_FOR_TOO_LONG
+
+
+_TOO_MUCH = "54"  # the class of program limits
+_IDLE_FOR_TOO_LONG = "25P03"
 
 
 def among(column: str, parameter: str) -> str:

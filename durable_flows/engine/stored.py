@@ -18,7 +18,12 @@ COLUMNS = ("id", "name", "data", "user", "key", "ts", "v")
 
 @dataclass(frozen=True, kw_only=True)
 class Routed:
-    """An event on its way through the router; ``routed`` is its number there, 0 before it has one."""
+    """An event on its way through the router.
+
+    Attributes:
+        routed: its number there, 0 before it has one.
+        attempts: as it was before this router took it; see `quarantine`.
+    """
 
     id: uuid.UUID
     name: str
@@ -29,6 +34,7 @@ class Routed:
     mark: int
     target: str
     depth: int
+    attempts: int
     row: tuple[Any, ...] = field(repr=False)
 
     @cached_property
@@ -62,7 +68,7 @@ def event_id(found: Event) -> uuid.UUID:
     return uuid.UUID(found.public_id)
 
 
-_ROUTED = "e.routed, e.received_at, e.deliver_at, e.arrival, e.mark, e.target, e.depth"
+_ROUTED = "e.routed, e.received_at, e.deliver_at, e.arrival, e.mark, e.target, e.depth, e.attempts"
 
 
 def unrouted(condition: str, *, now: datetime, most: int) -> list[Routed]:
@@ -91,6 +97,15 @@ def any_unrouted(now: datetime) -> bool:
     return bool(rows)
 
 
+def still_unrouted(ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:
+    """Those of these events that still ask for something."""
+    rows = sql.execute(
+        f"SELECT id FROM durable_flows_event WHERE {sql.among('id', 'ids')} AND routed_at IS NULL",
+        {"ids": list(ids)},
+    )
+    return {sql.uid(row[0]) for row in rows}
+
+
 def routed_since(number: int, names: Sequence[str]) -> list[Routed]:
     """Events of these names with a higher number in the order of routing."""
     rows = sql.execute(
@@ -102,7 +117,7 @@ def routed_since(number: int, names: Sequence[str]) -> list[Routed]:
 
 
 def _routed(row: Sequence[Any]) -> Routed:
-    routed, received_at, deliver_at, arrival, mark, target, depth, *rest = row
+    routed, received_at, deliver_at, arrival, mark, target, depth, attempts, *rest = row
     return Routed(
         id=sql.uid(rest[0]),
         name=rest[1],
@@ -113,5 +128,6 @@ def _routed(row: Sequence[Any]) -> Routed:
         mark=mark,
         target=target,
         depth=depth,
+        attempts=attempts,
         row=tuple(rest),
     )

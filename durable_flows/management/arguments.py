@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from uuid import UUID
 
 
 def positive(text: str) -> float:
@@ -21,3 +22,11 @@ def at_least_one(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
     return int(text)
+
+
+def an_id(text: str) -> UUID:
+    """The id of a row."""
+    try:
+        return UUID(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an id: ids are UUIDs") from None

@@ -37,6 +37,7 @@ class Migration(migrations.Migration):
                 ('quarantined', models.BooleanField(db_default=False, default=False, help_text='Set aside, since its routing failed twice.')),
             ],
             options={
+                'permissions': [('reroute_event', 'Can have an event routed again')],
                 'indexes': [models.Index(condition=models.Q(('routed_at__isnull', True)), fields=['deliver_at', 'arrival'], name='event_unrouted'), models.Index(fields=['name', 'routed'], name='event_name_routed'), models.Index(condition=models.Q(('quarantined', True)), fields=['-routed_at'], name='event_quarantined')],
             },
         ),
@@ -152,7 +153,7 @@ class Migration(migrations.Migration):
                 ('event', models.ForeignKey(db_constraint=False, db_index=False, null=True, on_delete=django.db.models.deletion.DO_NOTHING, related_name='+', to='durable_flows.event')),
             ],
             options={
-                'indexes': [models.Index(condition=models.Q(('settled_at__isnull', True)), fields=['match'], name='wait_pending')],
+                'indexes': [models.Index(condition=models.Q(('settled_at__isnull', True)), fields=['match', 'id'], name='wait_pending')],
             },
         ),
         migrations.CreateModel(

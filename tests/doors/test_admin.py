@@ -18,6 +18,7 @@ from django.urls import reverse
 
 from durable_flows import CancelOn, Fixed, Retries, cancel, conf, flow, retry
 from durable_flows.admin import commands, reading, showing
+from durable_flows.admin import reroute as reroute_action
 from durable_flows.engine import claim, route
 from durable_flows.models import Attempt, Due, Event, Run, Step, Wait
 from durable_flows.registry import registry
@@ -598,6 +599,87 @@ def test_a_refused_command_says_why(staff):
     shown = text_of(staff, reverse("admin:durable_flows_event_change", args=[refused.pk]))
     assert refused.error in shown
     assert page_of(run_id) in shown
+
+
+@pytest.fixture
+def set_aside() -> str:
+    """An event that could not be routed."""
+    started("cart/filled", {"c": 1})
+    event_id = send("cart/ordered", {"c": 1})
+    Event.objects.filter(pk=event_id).update(data=f"{{ {HOSTILE}")
+    drain()
+    Event.objects.filter(pk=event_id).update(error=f"ValueError: {HOSTILE}")
+    return event_id
+
+
+def test_events_that_were_set_aside_are_listed_alone_with_their_error_escaped(staff, set_aside):
+    shown = text_of(staff, EVENTS, routing="quarantined")
+    assert set_aside in shown
+    assert "set aside" in shown
+    assert Event.objects.count() > shown.count("field-name") == 1
+    page = text_of(staff, reverse("admin:durable_flows_event_change", args=[set_aside]))
+    assert "ValueError: &lt;script&gt;" in page
+    assert HOSTILE not in page
+    assert "Route this event again" in page
+
+
+def reroute(client: Client, *events: str, **more: str) -> Any:
+    data = {"action": "reroute_events", "_selected_action": events, **more}
+    return client.post(EVENTS, data, follow=True)
+
+
+def test_an_event_that_was_set_aside_is_routed_again_and_that_is_logged(staff, set_aside):
+    Event.objects.filter(pk=set_aside).update(data='{"c": 1}')
+    response = reroute(staff, set_aside, from_event="yes")
+    assert response.redirect_chain[-1][0].endswith(f"{set_aside}/change/")
+    assert "to be routed again" in messages_of(response)[0]
+    logged = LogEntry.objects.get()
+    assert (logged.object_id, logged.change_message) == (
+        set_aside,
+        "Asked for it to be routed again.",
+    )
+    drain()
+    assert Wait.objects.get(kind="step").outcome == "event"
+    assert "Route this event again" not in text_of(
+        staff, reverse("admin:durable_flows_event_change", args=[set_aside])
+    )
+
+
+def test_events_that_were_not_set_aside_stay_as_they_are(staff, set_aside):
+    other = send("nap/taken")
+    response = reroute(staff, other, set_aside)
+    assert [message[:20] for message in messages_of(response)] == [
+        "Asked for cart/order",
+        "One event was not se",
+    ]
+    assert LogEntry.objects.count() == 1
+
+
+def test_routing_again_needs_its_permission(client, set_aside):
+    viewer = only_with(client, *VIEW)
+    assert "reroute_events" not in text_of(viewer, EVENTS)
+    page = reverse("admin:durable_flows_event_change", args=[set_aside])
+    assert "Route this event again" not in text_of(viewer, page)
+    reroute(viewer, set_aside)
+    assert Event.objects.get(pk=set_aside).quarantined
+    User.objects.get(username="grace").user_permissions.add(
+        Permission.objects.get(codename="reroute_event")
+    )
+    assert "reroute_events" in text_of(viewer, EVENTS)
+    reroute(viewer, set_aside)
+    assert not Event.objects.get(pk=set_aside).quarantined
+
+
+def test_routing_again_by_get_does_nothing(staff, set_aside):
+    staff.get(EVENTS, {"action": "reroute_events", "_selected_action": set_aside})
+    assert Event.objects.get(pk=set_aside).quarantined
+
+
+def test_too_many_events_at_once_are_refused(staff, set_aside, monkeypatch):
+    monkeypatch.setattr(reroute_action, "MOST_AT_ONCE", 1)
+    response = reroute(staff, set_aside, send("nap/taken"))
+    assert "Select fewer" in messages_of(response)[0]
+    assert Event.objects.get(pk=set_aside).quarantined
 
 
 def test_pending_waits_are_listed_with_their_runs_and_ended_ones_are_not(staff):

@@ -15,10 +15,11 @@ from django.core.management import CommandError, call_command
 
 from durable_flows import Event, Step, flow
 from durable_flows.engine import execute, ring
-from durable_flows.management import dev, embedded, turns
+from durable_flows.management import dev, embedded, rerouting, turns
+from durable_flows.models import Event as Stored
 from durable_flows.registry import registry
 from durable_flows.rules import clock
-from durable_flows.testing import run_of, send
+from durable_flows.testing import drain, run_of, runs_of, send
 from tests.servers import PostgresServer, free_port, postgres_server
 from tests.stories.project import DEAD_BROKER, Browser, Project, scratch_project
 
@@ -66,11 +67,59 @@ def flows(*arguments: str) -> str:
         (["dev", "--speed", "nan"], "'nan' is not a positive number"),
         (["dev", "--threads", "0"], "'0' is not a whole number from 1"),
         (["dev", "--threads", "2.5"], "'2.5' is not a whole number from 1"),
+        (["reroute", "a/b"], "'a/b' is not an id"),
     ],
 )
 def test_an_argument_that_means_nothing_is_refused(arguments: list[str], said: str) -> None:
     with pytest.raises(CommandError, match=said):
         flows(*arguments)
+
+
+# -- reroute ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def set_aside() -> list[str]:
+    """Two events that were set aside, and could be routed now."""
+    events = [send("a/b") for _ in range(2)]
+    Stored.objects.update(quarantined=True, routed_at=clock.now(), error="ValueError: no")
+    return events
+
+
+@pytest.mark.django_db
+def test_reroute_has_one_event_routed_again(set_aside: list[str]) -> None:
+    flow("any", on="a/b")(lambda: "done")
+    assert flows("reroute", set_aside[1]) == "1 event to be routed again\n"
+    drain()
+    assert run_of(set_aside[1]).result == "done"
+    assert runs_of(set_aside[0]) == []
+
+
+@pytest.mark.django_db
+def test_reroute_all_has_all_routed_again(
+    set_aside: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rerouting, "AT_ONCE", 1)
+    flow("any", on="a/b")(lambda: "done")
+    assert flows("reroute", "--all") == "2 events to be routed again\n"
+    drain()
+    assert [run_of(event).result for event in set_aside] == ["done", "done"]
+    assert flows("reroute", "--all") == "0 events to be routed again\n"
+
+
+@pytest.mark.django_db
+def test_reroute_does_nothing_if_one_of_the_events_is_not_set_aside(set_aside: list[str]) -> None:
+    other = send("a/b")
+    with pytest.raises(CommandError, match=f"{other}: no event of this id is set aside. Nothing"):
+        flows("reroute", set_aside[0], other)
+    assert Stored.objects.filter(quarantined=True).count() == 2
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("arguments", [[], ["--all", "0198c1f2-0000-8000-8000-000000000000"]])
+def test_reroute_takes_ids_or_all(arguments: list[str]) -> None:
+    with pytest.raises(CommandError, match="ids, or say --all, and not both"):
+        flows("reroute", *arguments)
 
 
 def test_dev_refuses_to_run_without_debug_and_says_what_to_do(settings: Any) -> None:

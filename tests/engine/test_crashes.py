@@ -36,7 +36,10 @@ pytestmark = pytest.mark.django_db
 #: Which function of the journey may be called once more for a death at a place.
 REPEATED = {"step_ran": "ask", "before_atomic_commit": "book"}
 #: Places that the journey does not come to: each has a test of its own here.
-ELSEWHERE = {"command_obeyed", "before_give_back", "given_back", "tick_taken", "unparked"}
+ELSEWHERE = {
+    *("before_quarantine", "command_obeyed", "before_give_back", "given_back"),
+    *("tick_taken", "unparked"),
+}
 
 
 @pytest.fixture

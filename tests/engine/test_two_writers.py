@@ -11,7 +11,7 @@ import pytest
 from django.db import connections, transaction
 
 from durable_flows import CancelOn, Step, cancel, flow
-from durable_flows.engine import execute, finish, leases, ring, sql
+from durable_flows.engine import execute, failpoints, finish, leases, ring, sql
 from durable_flows.engine.claim import claim
 from durable_flows.engine.journal import _MINE
 from durable_flows.engine.route import route
@@ -281,3 +281,27 @@ def test_heartbeats_and_ends_of_the_same_runs_do_not_deadlock() -> None:
             stop.set()
             renewing.result(PATIENCE)
     assert Run.objects.filter(state="completed").count() == 120
+
+
+def test_a_second_router_that_comes_between_the_transactions_of_the_first_suspects_nobody() -> None:
+    flow("quick", on="a/b")(lambda: None)
+    for _ in range(20):
+        send("a/b")
+    in_between, go_on = threading.Event(), threading.Event()
+
+    def stop(place: str, detail: str) -> None:
+        if place == "between_routing_transactions" and not in_between.is_set():
+            in_between.set()
+            go_on.wait(PATIENCE)
+
+    failpoints.trap = stop
+    with elsewhere() as submit:
+        first = submit(route)
+        assert in_between.wait(PATIENCE)
+        second = submit(route)
+        go_on.set()
+        routed = [first.result(PATIENCE), second.result(PATIENCE)]
+    assert sum(routing.events for routing in routed) == 20  # type: ignore[attr-defined]
+    assert Run.objects.count() == 20
+    assert not Stored.objects.filter(routed_at__isnull=True).exists()
+    assert not Stored.objects.filter(quarantined=True).exists()

@@ -180,7 +180,7 @@ def test_one_event_starts_a_flow_once_even_if_it_is_routed_twice():
     drain()
     StoredEvent.objects.update(routed_at=None)
     assert drain() == 1
-    StoredEvent.objects.update(routed_at=None, routed=None)
+    StoredEvent.objects.update(routed_at=None, routed=None, attempts=0)
     assert drain() == 1
     assert started == [event_id]
     assert Run.objects.count() == 1

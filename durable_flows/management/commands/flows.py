@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from typing import Any
+from uuid import UUID
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from durable_flows.management import dev, embedded, turns
-from durable_flows.management.arguments import at_least_one, positive
+from durable_flows.management import dev, embedded, rerouting, turns
+from durable_flows.management.arguments import an_id, at_least_one, positive
 from durable_flows.rules import clock
 
 TICK = """Route the events that were sent and execute the runs that are due, here and now. Needs no
@@ -22,16 +23,26 @@ of this process, whatever the project's settings say, so that nothing else needs
 started. Refuses to run unless DEBUG is on."""
 
 
+REROUTE = """Have events routed again that were set aside because their routing failed twice: once the
+cause is gone. They keep their place in the order of delivery. Workers, or `flows tick`, do the rest."""
+
+
 class Command(BaseCommand):
     """Runs flows by hand, or everything at once for development."""
 
-    help = "Runs durable flows without Celery: by hand (tick), or with a web server (dev)."
+    help = (
+        "Runs durable flows without Celery: by hand (tick), or with a web server (dev); has events that "
+        "were set aside routed again (reroute)."
+    )
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Declare the subcommands."""
-        commands = parser.add_subparsers(dest="subcommand", required=True, metavar="{tick,dev}")
+        commands = parser.add_subparsers(
+            dest="subcommand", required=True, metavar="{tick,dev,reroute}"
+        )
         _add_tick(commands)
         _add_dev(commands)
+        _add_reroute(commands)
 
     def get_check_kwargs(self, options: dict[str, Any]) -> Any:
         """For ``dev`` the web server checks, in each of its processes."""
@@ -43,6 +54,8 @@ class Command(BaseCommand):
         """Run a subcommand."""
         if subcommand == "tick":
             self.tick(loop=options["loop"], interval=options["interval"])
+        elif subcommand == "reroute":
+            self.reroute(options["events"], everything=options["everything"])
         else:
             self.dev(
                 options["addrport"],
@@ -83,6 +96,18 @@ class Command(BaseCommand):
         self.stdout.write(dev.describe(addrport, threads=threads))
         dev.serve(addrport, threads=threads, reload=reload, out=self.stdout)
 
+    def reroute(self, events: list[UUID], *, everything: bool) -> None:
+        """Have events that were set aside routed again.
+
+        Raises:
+            CommandError: the tables are missing, no event is named, or one that is not set aside.
+        """
+        self._require_tables()
+        if bool(events) == everything:
+            raise CommandError("Name the events by their ids, or say --all, and not both.")
+        count = rerouting.reroute_all() if everything else rerouting.reroute(events)
+        self.stdout.write(f"{count} event{'s'[: count != 1]} to be routed again")
+
     def _require_tables(self) -> None:
         if not embedded.tables_exist():
             raise CommandError("The tables of durable_flows are missing: run manage.py migrate.")
@@ -98,6 +123,22 @@ def _add_tick(commands: Any) -> None:
         metavar="SECONDS",
         help="with --loop: look again after so many seconds at the latest, and before that when a "
         "timer falls due (default %(default)s)",
+    )
+
+
+def _add_reroute(commands: Any) -> None:
+    reroute = commands.add_parser(
+        "reroute", help="have events that were set aside routed again", description=REROUTE
+    )
+    reroute.add_argument(
+        "events",
+        nargs="*",
+        type=an_id,
+        metavar="EVENT",
+        help="the id of an event that was set aside",
+    )
+    reroute.add_argument(
+        "--all", action="store_true", dest="everything", help="all that were set aside"
     )
 
 
