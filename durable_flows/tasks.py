@@ -6,7 +6,7 @@ from typing import Any
 
 from celery import shared_task
 
-from durable_flows.engine import execute, ring, sql
+from durable_flows.engine import execute, ring, sql, watch
 from durable_flows.engine import tick as housekeeping
 from durable_flows.engine.route import route as route_events
 
@@ -40,5 +40,5 @@ def tick() -> None:
 
 
 def _drain(queue: str) -> None:
-    execute.keep_watch()
+    watch.keep_watch()
     execute.drain(queue)

@@ -120,5 +120,6 @@ def nothing_stays() -> Iterator[None]:
         yield
     clock.reset()
     failpoints.trap = None
+    leases.watch(None)
     for run_id, lease in leases.held().items():
         leases.release(run_id, lease)

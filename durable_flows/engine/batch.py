@@ -7,14 +7,13 @@ looks after each batch: it writes ends that are getting old, and gives back what
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections import deque
 from collections.abc import Sequence
 
 from django.db import InterfaceError, OperationalError
 
-from durable_flows.engine import failpoints, finish, leases, ring, sql
+from durable_flows.engine import failpoints, finish, leases, native, ring, sql
 from durable_flows.engine.finish import Ending
 from durable_flows.engine.history import Claim
 from durable_flows.models import Due
@@ -24,7 +23,7 @@ FLUSH = 0.02  # real seconds that an end may wait for its neighbours' while runs
 SLOW = 0.5  # real seconds after which a run is slow: its neighbours are looked after
 
 _live: set[Batch] = set()
-_lock = threading.Lock()
+_lock = native.lock()
 
 
 class Batch:
@@ -36,7 +35,7 @@ class Batch:
     def __init__(self, claims: Sequence[Claim]) -> None:
         self._left = deque(claims)
         self._ends: list[Ending] = []
-        self._lock = threading.Lock()
+        self._lock = native.lock()
         self._moved_at = self._claimed_at = time.monotonic()
         with _lock:
             _live.add(self)
@@ -48,6 +47,11 @@ class Batch:
             return self._left.popleft() if self._left else None
 
     @property
+    def slow_for(self) -> float:
+        """Real seconds since its last run began."""
+        return time.monotonic() - self._moved_at
+
+    @property
     def age(self) -> float:
         """Real seconds since the claim."""
         return time.monotonic() - self._claimed_at
@@ -56,7 +60,7 @@ class Batch:
         """Write this end soon, together with others."""
         with self._lock:
             self._ends.append(ending)
-        if time.monotonic() - self._moved_at > FLUSH:
+        if self.slow_for > FLUSH:
             self.write_ends()
 
     def write_ends(self) -> None:
@@ -110,7 +114,7 @@ class Batch:
 
     def look_after(self) -> None:
         """Called by the heartbeat thread: whether the run that executes is slow."""
-        if time.monotonic() - self._moved_at > SLOW:
+        if self.slow_for > SLOW:
             self.write_ends()
             self.give_back()
 
@@ -126,15 +130,23 @@ def _end_patiently(ends: Sequence[Ending]) -> None:
 
 def look_after_all() -> None:
     """Look after every batch that this process executes."""
-    with _lock:
-        live = list(_live)
-    for batch in live:
+    for batch in _all():
         batch.look_after()
+
+
+def slowest() -> float:
+    """Real seconds for which some run of this process has been executing."""
+    return max((batch.slow_for for batch in _all()), default=0.0)
+
+
+def _all() -> list[Batch]:
+    with _lock:
+        return list(_live)
 
 
 def _forget() -> None:
     global _lock
-    _lock = threading.Lock()
+    _lock = native.lock()
     _live.clear()
 
 

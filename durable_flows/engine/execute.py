@@ -13,7 +13,7 @@ from typing import Any
 
 from durable_flows import conf
 from durable_flows.engine import clocksync, failpoints, finish, ingest, leases, ring, settle, sql
-from durable_flows.engine.batch import Batch, look_after_all
+from durable_flows.engine.batch import Batch
 from durable_flows.engine.claim import claim
 from durable_flows.engine.finish import Ending
 from durable_flows.engine.history import Claim, History, histories
@@ -89,11 +89,6 @@ class Unknown:
 
 
 Outcome = Ending | Sleeping | Lost | Unknown
-
-
-def keep_watch() -> None:
-    """See to it that a thread of this process renews leases and looks after slow batches."""
-    leases.watch(look_after_all)
 
 
 def drain(queue: str, *, seconds: float | None = None) -> int:

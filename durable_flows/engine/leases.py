@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 
-from django.db import Error as DatabaseError
-
 from durable_flows import conf
-from durable_flows.engine import sql
+from durable_flows.engine import native, sql
 from durable_flows.models import Due
 from durable_flows.rules import clock
 from durable_flows.rules.states import HELD
@@ -25,35 +23,72 @@ logger = logging.getLogger(__name__)
 
 LOOK = 0.5  # real seconds between two looks at what this process holds
 
-_lock = threading.Lock()
-_held: dict[uuid.UUID, int] = {}  # run → lease
-_watcher: threading.Thread | None = None
-_wake = threading.Event()
+
+@dataclass(frozen=True, slots=True)
+class _Hold:
+    lease: int
+    since: float  # reading of time.monotonic() when it was claimed or renewed
+
+
+_lock = native.lock()
+_held: dict[uuid.UUID, _Hold] = {}
+_look_after: Callable[[], None] | None = None
+_beating = False
 
 
 def hold(leases: Mapping[uuid.UUID, int]) -> None:
     """These runs were claimed by this process."""
+    since = time.monotonic()
     with _lock:
-        _held.update(leases)
-    _wake.set()
+        _held.update({run_id: _Hold(lease, since) for run_id, lease in leases.items()})
+        _start_beating()
 
 
 def release(run_id: uuid.UUID, lease: int) -> None:
     """This run has suspended, ended, or was lost; another thread may hold it anew by now."""
     with _lock:
-        if _held.get(run_id) == lease:
+        hold = _held.get(run_id)
+        if hold is not None and hold.lease == lease:
             del _held[run_id]
 
 
 def held() -> dict[uuid.UUID, int]:
     """Run → lease, of everything this process holds."""
     with _lock:
-        return dict(_held)
+        return {run_id: hold.lease for run_id, hold in _held.items()}
+
+
+def left(run_id: uuid.UUID, lease: int) -> float:
+    """Real seconds for which this lease still holds; 0 or less if it is over, or not held here."""
+    with _lock:
+        hold = _held.get(run_id)
+    if hold is None or hold.lease != lease:
+        return 0.0
+    return hold.since + conf.settings().LEASE_SECONDS - time.monotonic()
 
 
 def renew() -> None:
     """Push the ends of all leases of this process forward, by one statement."""
-    _move("wake_at = %(until)s", {"until": clock.now() + clock.real(conf.settings().LEASE_SECONDS)})
+    leases = held()
+    if not leases:
+        return
+    since = time.monotonic()
+    until = clock.now() + clock.real(conf.settings().LEASE_SECONDS)
+    mine, columns = sql.table(Due, "mine", {"run_id": list(leases), "lease": list(leases.values())})
+    # Sorted, as everybody locks due rows; one that somebody has in hand is renewed the next time.
+    renewed = sql.execute(
+        "WITH renewed AS MATERIALIZED (SELECT d.run_id FROM durable_flows_due d "
+        f"JOIN {mine} ON mine.run_id = d.run_id AND mine.lease = d.lease "
+        f"WHERE d.state IN {_in(HELD)} ORDER BY d.run_id FOR UPDATE OF d SKIP LOCKED) "
+        "UPDATE durable_flows_due SET wake_at = %(until)s "
+        "WHERE run_id IN (SELECT run_id FROM renewed) RETURNING run_id",
+        {"until": until, **columns},
+    )
+    with _lock:
+        for (run_id,) in renewed:
+            hold = _held.get(sql.uid(run_id))
+            if hold is not None and hold.lease == leases[sql.uid(run_id)]:
+                _held[sql.uid(run_id)] = _Hold(hold.lease, since)
 
 
 def move(by: timedelta) -> None:
@@ -65,57 +100,65 @@ def move(by: timedelta) -> None:
         rows.filter(pk=run.pk, lease=leases[run.pk]).update(wake_at=run.wake_at + by)
 
 
-def watch(look_after: Callable[[], None]) -> None:
-    """See to it that this process has a thread that renews its leases.
+def watch(look_after: Callable[[], None] | None) -> None:
+    """From now on, let a thread of this process renew its leases while it holds any.
+
+    The thread has a connection of its own, which it opens when a lease is as old as
+    ``HEARTBEAT_SECONDS``, or when ``look_after`` needs one.
 
     Args:
-        look_after: called by that thread every half second while leases are held.
+        look_after: called by that thread every half second while leases are held. None: no longer.
     """
-    global _watcher
+    global _look_after
     with _lock:
-        if _watcher is None or not _watcher.is_alive():
-            _watcher = threading.Thread(
-                target=_renew_forever,
-                args=[look_after],
-                name="durable-flows-heartbeat",
-                daemon=True,
-            )
-            _watcher.start()
+        _look_after = look_after
 
 
-def _renew_forever(look_after: Callable[[], None]) -> None:
-    renewed = time.monotonic()
-    while True:
-        if not held():
-            sql.connection().close()
-            _wake.wait()
-            renewed = time.monotonic()
-        _wake.clear()
-        time.sleep(min(LOOK, conf.settings().HEARTBEAT_SECONDS))
-        try:
-            if time.monotonic() - renewed >= conf.settings().HEARTBEAT_SECONDS:
-                renew()
-                renewed = time.monotonic()
-            look_after()
-        except DatabaseError:
-            logger.warning("leases could not be renewed; trying again", exc_info=True)
-            sql.connection().close()
+def is_watched() -> bool:
+    """Whether that thread is at work."""
+    return _beating
 
 
-def _move(assignment: str, params: dict[str, object]) -> None:
-    leases = held()
-    if not leases:
+def _start_beating() -> None:
+    """The caller holds the lock."""
+    global _beating
+    if _look_after is None or _beating:
         return
-    mine, columns = sql.table(Due, "mine", {"run_id": list(leases), "lease": list(leases.values())})
-    # Sorted, as everybody locks due rows; one that somebody has in hand is renewed the next time.
-    sql.execute(
-        "WITH renewed AS MATERIALIZED (SELECT d.run_id FROM durable_flows_due d "
-        f"JOIN {mine} ON mine.run_id = d.run_id AND mine.lease = d.lease "
-        f"WHERE d.state IN {_in(HELD)} ORDER BY d.run_id FOR UPDATE OF d SKIP LOCKED) "
-        f"UPDATE durable_flows_due SET {assignment} "
-        "WHERE run_id IN (SELECT run_id FROM renewed)",
-        {**params, **columns},
-    )
+    try:
+        native.start(_beat)
+        _beating = True
+    except RuntimeError as error:
+        logger.warning("no thread can be started to renew leases (%s)", error)
+
+
+def _beat() -> None:
+    while (look_after := _look_after_or_end()) is not None:
+        native.sleep(min(LOOK, conf.settings().HEARTBEAT_SECONDS))
+        try:
+            if _age() >= conf.settings().HEARTBEAT_SECONDS:
+                renew()
+            look_after()
+        except Exception:  # whatever it was, the leases must be renewed the next time
+            logger.warning("the heartbeat missed a beat; trying again", exc_info=True)
+            sql.connection().close()
+
+
+def _look_after_or_end() -> Callable[[], None] | None:
+    global _beating
+    with _lock:
+        if _held and _look_after is not None:
+            return _look_after
+    sql.connection().close()
+    with _lock:
+        _beating = bool(_held) and _look_after is not None  # what was claimed meanwhile
+        return _look_after if _beating else None
+
+
+def _age() -> float:
+    """Real seconds since the oldest lease was claimed or renewed."""
+    with _lock:
+        oldest = min((hold.since for hold in _held.values()), default=None)
+    return 0.0 if oldest is None else time.monotonic() - oldest
 
 
 def _in(states: tuple[str, ...]) -> str:
@@ -123,8 +166,8 @@ def _in(states: tuple[str, ...]) -> str:
 
 
 def _forget() -> None:
-    global _watcher, _lock, _wake
-    _watcher, _lock, _wake = None, threading.Lock(), threading.Event()
+    global _beating, _lock
+    _beating, _lock = False, native.lock()
     _held.clear()
 
 

@@ -13,7 +13,7 @@ from django.db import Error as DatabaseError
 from django.db import InterfaceError, OperationalError
 
 from durable_flows import conf
-from durable_flows.engine import execute, leases, ring, sql
+from durable_flows.engine import execute, leases, ring, sql, watch
 from durable_flows.engine import tick as housekeeping
 from durable_flows.models import Due, Event
 from durable_flows.rules import clock
@@ -32,7 +32,7 @@ def turn_once() -> int:
         The number of events routed and slices executed.
     """
     with ring.silence():
-        execute.keep_watch()
+        watch.keep_watch()
         return housekeeping.turn_by_hand()
 
 
@@ -47,7 +47,7 @@ def turn_until_told(interval: float) -> None:
     """
     failures = 0
     with ring.silence(), _told_by_signals():
-        execute.keep_watch()
+        watch.keep_watch()
         while not execute.stopping.is_set():
             try:
                 if not housekeeping.turn_by_hand():
