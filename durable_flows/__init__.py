@@ -31,6 +31,7 @@ __all__ = [
     "asend",
     "cancel",
     "retry",
+    "rerun",
     # errors
     "DurableFlowsError",
     "InvalidInput",
@@ -38,7 +39,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from durable_flows.engine.ingest import asend, cancel, retry, send
+    from durable_flows.engine.ingest import asend, cancel, rerun, retry, send
     from durable_flows.engine.tools import Run, Step
     from durable_flows.errors import (
         DurableFlowsError,
@@ -59,7 +60,7 @@ _HOMES = {
     "durable_flows.rules.backoff": ("Retries", "Exponential", "Fixed", "Delays"),
     "durable_flows.rules.events": ("Event",),
     "durable_flows.engine.tools": ("Run", "Step"),
-    "durable_flows.engine.ingest": ("send", "asend", "cancel", "retry"),
+    "durable_flows.engine.ingest": ("send", "asend", "cancel", "retry", "rerun"),
     "durable_flows.errors": (
         "NonRetriableError",
         "RetryAfterError",

@@ -124,6 +124,7 @@ class Run(models.Model):
         permissions: ClassVar = [
             ("cancel_run", "Can cancel run"),
             ("retry_run", "Can retry run"),
+            ("rerun_run", "Can rerun run"),
         ]
         indexes: ClassVar = [
             models.Index(fields=["flow", "-id"], name="run_flow"),

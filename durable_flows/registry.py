@@ -61,21 +61,28 @@ class Flow:
         )
 
     def start(
-        self, data: dict[str, Any] | None = None, *, user: dict[str, Any] | None = None
+        self,
+        data: dict[str, Any] | None = None,
+        *,
+        user: dict[str, Any] | None = None,
+        key: str | None = None,
     ) -> str:
         """Ask for a run, without an event of its own; joins the caller's transaction.
 
         Args:
             data: what the handler finds in ``event.data``.
             user: what it finds in ``event.user``.
+            key: text of 1 to 255 characters: of all starts of this flow with the same key only the
+                first starts a run. It is kept as the ids of events are.
 
         Returns:
-            The run's id. The run exists once the caller's transaction has committed.
+            The run's id; with a key, that of the run which the first start has asked for. The run
+            exists once that start's transaction has committed.
 
         Raises:
-            InvalidEvent: ``data`` or ``user`` cannot be stored.
+            InvalidEvent: ``data``, ``user`` or ``key`` cannot be stored.
         """
-        run_id: str = _verb("start")(self, data, user=user)
+        run_id: str = _verb("start")(self, data, user=user, key=key)
         return run_id
 
     def arguments(self, available: Mapping[str, Any]) -> dict[str, Any]:

@@ -80,6 +80,7 @@ class RunView:
         result: what the handler returned, decoded.
         error: how it failed, as a dict, or None.
         reason: why it failed or was cancelled.
+        origin: the id of the run that it does again, or "".
         wake_at: when it goes on by itself, or None.
         steps: what is recorded, in order.
         attempts: the failed attempts: key → number.
@@ -92,6 +93,7 @@ class RunView:
     result: Any
     error: Any  # a dict or None; Any, so that tests may read error["message"]
     reason: str
+    origin: str
     wake_at: datetime | None
     steps: tuple[StepView, ...]
     attempts: dict[str, int]
@@ -193,6 +195,7 @@ def run_of(event_id: str, flow: str | None = None) -> RunView:
 
     Args:
         event_id: as returned by `send`; also the id of a run itself, as returned by ``flow.start``.
+            Of a run that was done again only its own id leads to one run.
         flow: the flow's id, where the event started several.
 
     Raises:
@@ -203,13 +206,13 @@ def run_of(event_id: str, flow: str | None = None) -> RunView:
         flows = ", ".join(sorted(run.flow for run in found)) or "none"
         raise UnknownRun(
             f"event {event_id} started {len(found)} runs ({flows}), not one; "
-            "has drain() been called? name the flow if there are several"
+            "has drain() been called? name the flow if there are several, or give the id of a run"
         )
     return found[0]
 
 
 def runs_of(event_id: str, flow: str | None = None) -> list[RunView]:
-    """The runs that an event started, by flow id."""
+    """The runs that an event started, by flow id; those that were done again, the oldest first."""
     try:
         uuid.UUID(str(event_id))
     except ValueError:
@@ -220,7 +223,7 @@ def runs_of(event_id: str, flow: str | None = None) -> list[RunView]:
     )
     if flow is not None:
         runs = runs.filter(flow=flow)
-    return [_view(run) for run in runs.order_by("flow")]
+    return [_view(run) for run in runs.order_by("flow", "created_at", "pk")]
 
 
 @dataclass(slots=True)
@@ -305,6 +308,7 @@ def _view(run: Run) -> RunView:
         result=_decoded(run.result),
         error=_decoded(run.error),
         reason=run.reason,
+        origin=str(run.origin or ""),
         wake_at=due.wake_at if due else None,
         steps=tuple(
             StepView(

@@ -87,6 +87,17 @@ RETRY = Command(
     refusal=_not_retriable,
     ask=lambda run, user: ingest.retry(run.pk),
 )
+RERUN = Command(
+    action="rerun_runs",
+    verb="rerun",
+    done="rerun",
+    means=(
+        "A new run of the same flow begins with the same event, and executes every step anew. The run "
+        "that is there stays as it is."
+    ),
+    refusal=lambda run: "",
+    ask=lambda run, user: ingest.rerun(run.pk),
+)
 
 
 @admin.action(permissions=["cancel"], description="Cancel selected runs")
@@ -99,6 +110,12 @@ def cancel_runs(page: Page, request: HttpRequest, chosen: QuerySet[Run]) -> Http
 def retry_runs(page: Page, request: HttpRequest, chosen: QuerySet[Run]) -> HttpResponse | None:
     """Ask for failed runs to go on."""
     return _command(RETRY, page, request, chosen)
+
+
+@admin.action(permissions=["rerun"], description="Rerun selected runs")
+def rerun_runs(page: Page, request: HttpRequest, chosen: QuerySet[Run]) -> HttpResponse | None:
+    """Ask for new runs with the same events."""
+    return _command(RERUN, page, request, chosen)
 
 
 def _command(

@@ -65,7 +65,7 @@ class RunAdmin(ReadOnly):
     ordering = ("-pk",)  # ids begin with the time
     search_fields = ("pk",)
     search_help_text = "The id of a run or of its event, or a flow’s whole id."
-    actions = (commands.cancel_runs, commands.retry_runs)
+    actions = (commands.cancel_runs, commands.retry_runs, commands.rerun_runs)
     no_rows_yet = (
         "No runs yet. Send an event that a flow listens to, with durable_flows.send(…), and have a "
         "worker running: the run appears here."
@@ -133,6 +133,10 @@ class RunAdmin(ReadOnly):
         """Whether this user may retry runs."""
         return _may(request, "retry")
 
+    def has_rerun_permission(self, request: HttpRequest) -> bool:
+        """Whether this user may start runs anew."""
+        return _may(request, "rerun")
+
     def render_change_form(
         self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any
     ) -> HttpResponse:
@@ -141,6 +145,7 @@ class RunAdmin(ReadOnly):
         permitted = {
             commands.CANCEL: self.has_cancel_permission(request),
             commands.RETRY: self.has_retry_permission(request),
+            commands.RERUN: self.has_rerun_permission(request),
         }
         context.update(
             title=f"Run of {run.flow}",

@@ -28,12 +28,15 @@ MICROSECOND = timedelta(microseconds=1)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """An event that starts a flow.
+    """A run that is asked for.
 
     Attributes:
-        run_id: the id of the run, the same however often the event is routed.
+        run_id: its id, the same however often what asks for it is routed.
         flow: None if no flow of this id is known here.
         queue: on which it will execute.
+        trigger: the event that the handler finds.
+        asked: what asks for the run: its trigger, or the command to do a run again.
+        origin: the run that it does again.
     """
 
     run_id: uuid.UUID
@@ -41,17 +44,39 @@ class Start:
     flow: Flow | None
     queue: str
     trigger: Routed
+    asked: Routed
+    origin: uuid.UUID | None = None
 
     @classmethod
     def of(cls, flow_id: str, trigger: Routed, default_queue: str) -> Start:
         """What this event asks of this flow."""
+        return cls._of(flow_id, trigger, trigger, None, default_queue)
+
+    @classmethod
+    def again(
+        cls, flow_id: str, trigger: Routed, command: Routed, origin: uuid.UUID, default_queue: str
+    ) -> Start:
+        """What this command asks for: another run of this flow with the trigger of an earlier one."""
+        return cls._of(flow_id, trigger, command, origin, default_queue)
+
+    @classmethod
+    def _of(
+        cls,
+        flow_id: str,
+        trigger: Routed,
+        asked: Routed,
+        origin: uuid.UUID | None,
+        default_queue: str,
+    ) -> Start:
         flow = registry.find(flow_id)
         return cls(
-            run_id=keys.flow_run_id(flow_id, trigger.id),
+            run_id=keys.flow_run_id(flow_id, asked.id),
             flow_id=flow_id,
             flow=flow,
             queue=(flow and flow.queue) or default_queue,
             trigger=trigger,
+            asked=asked,
+            origin=origin,
         )
 
 
@@ -85,6 +110,32 @@ def cancel_signatures(starts: Sequence[Start]) -> set[tuple[str, tuple[str, ...]
     """Event names and paths that the cancel rules of these runs will compare."""
     flows = {start.flow_id: start.flow for start in starts if start.flow is not None}
     return {(rule.event, _paths(rule)) for flow in flows.values() for rule in flow.cancel_on}
+
+
+def reruns(commands: Sequence[Routed], default_queue: str) -> list[Start]:
+    """What these commands ask for, as far as the runs that they are about are still there."""
+    if not commands:
+        return []
+    rows = sql.execute(
+        f"SELECT id, flow, event_id FROM durable_flows_run WHERE {sql.among('id', 'runs')}",
+        {"runs": [uuid.UUID(command.target) for command in commands]},
+    )
+    found = {sql.uid(run_id): (flow_id, sql.uid(event_id)) for run_id, flow_id, event_id in rows}
+    triggers = stored.by_id([event_id for _, event_id in found.values()])
+    starts = []
+    for command in commands:
+        run_id = uuid.UUID(command.target)
+        flow_id, event_id = found.get(run_id, ("", None))
+        if event_id in triggers:
+            trigger = triggers[event_id]
+            starts.append(Start.again(flow_id, trigger, command, run_id, default_queue))
+    return starts
+
+
+def check_rerun(command: Routed) -> None:
+    """Raise `UnknownRun` if this command has started nothing, since what it is about is gone."""
+    if not reruns([command], ""):
+        raise UnknownRun(f"there is no run {command.target}, or its event is no longer kept")
 
 
 def go_on(run_id: uuid.UUID, command: Routed) -> None:
@@ -130,9 +181,10 @@ def _insert_runs(starts: Sequence[Start]) -> list[uuid.UUID]:
             "id": [start.run_id for start in starts],
             "flow": [start.flow_id for start in starts],
             "event_id": [start.trigger.id for start in starts],
+            "origin": [start.origin for start in starts],
             "state": [RunState.QUEUED.value] * len(starts),
             "queue": [start.queue for start in starts],
-            "mark": [start.trigger.routed for start in starts],
+            "mark": [start.asked.routed for start in starts],
             "generation": [0] * len(starts),
             "lease": [0] * len(starts),
             "reason": [""] * len(starts),
@@ -165,9 +217,8 @@ def _insert_due(runs: Sequence[tuple[uuid.UUID, str, int]]) -> None:
 def _first_cancel_waits(start: Start) -> list[CancelWait]:
     if start.flow is None or not start.flow.cancel_on:
         return []
-    trigger = start.trigger
-    newer_than = (trigger.deliver_at, trigger.arrival)
-    return _cancel_waits(start.run_id, start.flow, trigger.event, 0, newer_than)
+    newer_than = (start.asked.deliver_at, start.asked.arrival)
+    return _cancel_waits(start.run_id, start.flow, start.trigger.event, 0, newer_than)
 
 
 def _cancel_waits(

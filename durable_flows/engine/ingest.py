@@ -99,10 +99,14 @@ def store(batch: Sequence[Event], *, sender: Sender | None = None) -> list[uuid.
 
 
 def start(
-    flow: Flow, data: dict[str, Any] | None = None, *, user: dict[str, Any] | None = None
+    flow: Flow,
+    data: dict[str, Any] | None = None,
+    *,
+    user: dict[str, Any] | None = None,
+    key: str | None = None,
 ) -> str:
     """The verb behind `Flow.start`."""
-    event_id = _command(events.START, flow.id, {} if data is None else data, user=user)
+    event_id = _command(events.START, flow.id, {} if data is None else data, user=user, key=key)
     return str(keys.flow_run_id(flow.id, event_id))
 
 
@@ -150,13 +154,42 @@ def retry(run_id: str | uuid.UUID) -> str:
     return str(run)
 
 
+def rerun(run_id: str | uuid.UUID) -> str:
+    """Ask for a new run of the same flow with the same event; joins the caller's transaction.
+
+    The old run stays as it is, and may be in any state. The flow's cancel rules hold for the new one
+    as well, for events that are newer than this command.
+
+    Returns:
+        The new run's id.
+
+    Raises:
+        UnknownRun: there is no such run, or it has been started but not been routed yet, as is the
+            case for one that was started in the same transaction.
+    """
+    run = _run_id(run_id)
+    rows = models.Run.objects.using(conf.settings().DATABASE).filter(pk=run)
+    flow_id = rows.values_list("flow", flat=True).first()
+    if flow_id is None:
+        raise UnknownRun(
+            f"there is no run {run}; was it purged, or its start rolled back? A run that was started "
+            "in this transaction is there when that has been committed and routed"
+        )
+    return str(keys.flow_run_id(flow_id, _command(events.RERUN, str(run), {})))
+
+
 provide(start=start)
 
 
 def _command(
-    name: str, target: str, data: dict[str, Any], user: dict[str, Any] | None = None
+    name: str,
+    target: str,
+    data: dict[str, Any],
+    user: dict[str, Any] | None = None,
+    key: str | None = None,
 ) -> uuid.UUID:
-    encoded = events.encode_command(name, data, user, limits=conf.settings().event_limits)
+    limits = conf.settings().event_limits
+    encoded = events.encode_command(name, data, user, key=key, limits=limits)
     return _insert([encoded], target=target)[0]
 
 
@@ -171,7 +204,7 @@ def _insert(
     ids = [uuid7() for _ in encoded]
     if any(event.key for event in encoded):
         with sql.atomic():  # a key without its event would drop the event for good
-            ids = _dedupe(encoded, ids, now)
+            ids = _dedupe(encoded, ids, now, target)
             _insert_rows(encoded, ids, now, sender, target)
     else:
         _insert_rows(encoded, ids, now, sender, target)
@@ -179,10 +212,15 @@ def _insert(
     return ids
 
 
-def _dedupe(encoded: Sequence[Encoded], ids: list[uuid.UUID], now: datetime) -> list[uuid.UUID]:
-    """The ids under which the events are or will be known: the first sender's, for a duplicate."""
+def _dedupe(
+    encoded: Sequence[Encoded], ids: list[uuid.UUID], now: datetime, target: str
+) -> list[uuid.UUID]:
+    """The ids under which the events are or will be known: the first sender's, for a duplicate.
+
+    The key of a command is one of its target's: two flows may be started by the same.
+    """
     hashes = {
-        index: keys.event_key_hash(event.name, event.key)
+        index: keys.event_key_hash(f"{event.name} {target}" if target else event.name, event.key)
         for index, event in enumerate(encoded)
         if event.key
     }

@@ -191,7 +191,9 @@ def _cancel(hits: Sequence[settle.CancelHit]) -> None:
 def _triggers_of_cancellable(batch: Sequence[Routed]) -> list[uuid.UUID]:
     """The events of which a run may have been started that has cancel rules."""
     flows = {flow.id for flow in registry if flow.cancel_on}
-    return [event.id for event in batch if flows.intersection(_flows_of(event))]
+    started = [event.id for event in batch if flows.intersection(_flows_of(event))]
+    again = [start.trigger.id for start in _reruns(batch) if start.flow_id in flows]
+    return started + again
 
 
 def _targets(commands: Sequence[Routed]) -> set[uuid.UUID]:
@@ -227,11 +229,19 @@ def _number(batch: Sequence[Routed]) -> list[Routed]:
 def _starts(batch: Sequence[Routed]) -> list[admit.Start]:
     """The runs that events ask for, in order."""
     default_queue = ring.default_queue()
-    return [
-        admit.Start.of(flow_id, event, default_queue)
-        for event in batch
-        for flow_id in _flows_of(event)
-    ]
+    again = {start.asked.id: start for start in _reruns(batch)}
+    starts = []
+    for event in batch:
+        if event.id in again:
+            starts.append(again[event.id])
+        starts += [admit.Start.of(flow_id, event, default_queue) for flow_id in _flows_of(event)]
+    return starts
+
+
+def _reruns(batch: Sequence[Routed]) -> list[admit.Start]:
+    """The runs that are asked for by commands to do others again."""
+    commands = [event for event in batch if event.name == events.RERUN]
+    return admit.reruns(commands, ring.default_queue())
 
 
 def _flows_of(event: Routed) -> list[str]:
@@ -264,11 +274,11 @@ def _backfill(new: signatures.Signatures, starts: Sequence[admit.Start]) -> None
     Only what arrived after a trigger and was routed before it: a trigger that was long in coming.
     """
     if new:
-        since = min(start.trigger.mark for start in starts)
+        since = min(start.asked.mark for start in starts)
         _note_matches(stored.routed_since(since, list(new)), new)
 
 
-_COMMANDS = frozenset({events.CANCEL, events.RETRY})
+_COMMANDS = frozenset({events.CANCEL, events.RETRY, events.RERUN})
 
 
 def _obey(commands: Sequence[Routed]) -> tuple[list[uuid.UUID], dict[uuid.UUID, str]]:
@@ -279,6 +289,8 @@ def _obey(commands: Sequence[Routed]) -> tuple[list[uuid.UUID], dict[uuid.UUID, 
         try:
             if command.name == events.CANCEL:
                 cancel.ask({run_id: command.event.data.get("reason") or f"command {command.id}"})
+            elif command.name == events.RERUN:  # the first transaction has started it
+                admit.check_rerun(command)
             else:
                 admit.go_on(run_id, command)
                 retried.append(run_id)

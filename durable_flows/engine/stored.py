@@ -106,6 +106,16 @@ def still_unrouted(ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:
     return {sql.uid(row[0]) for row in rows}
 
 
+def by_id(ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Routed]:
+    """These events, as far as they are still kept."""
+    rows = sql.execute(
+        f"SELECT {_ROUTED}, {columns('e')} FROM durable_flows_event e "
+        f"WHERE {sql.among('e.id', 'ids')}",
+        {"ids": list(ids)},
+    )
+    return {event.id: event for event in map(_routed, rows)}
+
+
 def routed_since(number: int, names: Sequence[str]) -> list[Routed]:
     """Events of these names with a higher number in the order of routing."""
     rows = sql.execute(

@@ -17,6 +17,7 @@ RESERVED = "flows/"
 START = "flows/function.invoked"
 CANCEL = "flows/run.cancel"
 RETRY = "flows/run.retry"
+RERUN = "flows/run.rerun"
 
 NAME_LENGTH = 256
 ID_LENGTH = 255
@@ -156,14 +157,25 @@ def encode_all(events: Sequence[Event], *, limits: payload.Limits) -> list[Encod
 
 
 def encode_command(
-    name: str, data: dict[str, Any], user: dict[str, Any] | None, *, limits: payload.Limits
+    name: str,
+    data: dict[str, Any],
+    user: dict[str, Any] | None,
+    *,
+    key: str | None = None,
+    limits: payload.Limits,
 ) -> Encoded:
     """Check and encode what a command carries; its name is the engine's own.
 
     Raises:
-        InvalidEvent: with a JSON pointer to the value that is wrong.
+        InvalidEvent: with a JSON pointer to the value that is wrong; ``/key`` for the key.
     """
-    return replace(encode(Event("command", data, user=user), limits=limits), name=name)
+    try:
+        encoded = encode(Event("command", data, user=user, id=key), limits=limits)
+    except InvalidEvent as error:
+        if error.pointer != "/id":
+            raise
+        raise InvalidEvent(error.problem, pointer="/key") from error
+    return replace(encoded, name=name)
 
 
 def check_name(name: Any) -> str:

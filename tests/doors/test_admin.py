@@ -458,6 +458,17 @@ def test_a_failed_run_is_retried(staff):
     assert LogEntry.objects.get().change_message == "Asked for it to be retried."
 
 
+def test_a_run_is_done_again(staff):
+    run_id = started("canyon/called")
+    assert "Rerun this run" in text_of(staff, page_of(run_id))
+    assert "Rerun 1 run?" in ask(staff, "rerun_runs", run_id).content.decode()
+    response = ask(staff, "rerun_runs", run_id, confirmed="yes")
+    assert "to be rerun" in messages_of(response)[0]
+    drain()
+    assert Run.objects.get(origin=run_id).state == "completed"
+    assert LogEntry.objects.get().change_message == "Asked for it to be rerun."
+
+
 def test_only_failed_runs_are_retried(staff):
     run_id = started("nap/taken")
     response = ask(staff, "retry_runs", run_id)
@@ -497,7 +508,7 @@ def test_what_is_no_run_id_is_refused(staff):
 def test_the_buttons_of_a_page_lead_through_the_confirmation_back_to_it(staff):
     run_id = started("nap/taken")
     shown = text_of(staff, page_of(run_id))
-    (button,) = re.findall(r"<button[^>]*formaction[^>]*>", shown)
+    button, _ = re.findall(r"<button[^>]*formaction[^>]*>", shown)
     assert f'value="{run_id}"' in shown
     assert 'value="cancel_runs"' in button
     assert f'formaction="{RUNS}"' in button
@@ -510,7 +521,7 @@ def test_the_buttons_of_a_page_lead_through_the_confirmation_back_to_it(staff):
 
 def test_a_page_offers_only_what_its_run_allows(staff):
     completed = text_of(staff, page_of(started("canyon/called")))
-    assert "this run</button>" not in completed
+    assert re.findall(r">(\w+) this run</button>", completed) == ["Rerun"]
     run_id = started("bomb/found")
     advance("1m")
     failed = text_of(staff, page_of(run_id))
@@ -745,7 +756,11 @@ def test_permission_to_view_is_enough_to_look_and_not_to_command(client):
 
 @pytest.mark.parametrize(
     ("codename", "allowed", "refused"),
-    [("cancel_run", "cancel_runs", "retry_runs"), ("retry_run", "retry_runs", "cancel_runs")],
+    [
+        ("cancel_run", "cancel_runs", "retry_runs"),
+        ("retry_run", "retry_runs", "rerun_runs"),
+        ("rerun_run", "rerun_runs", "cancel_runs"),
+    ],
 )
 def test_each_command_has_a_permission_of_its_own(client, codename, allowed, refused):
     started("nap/taken")

@@ -11,13 +11,13 @@ import pytest
 from django.contrib.auth.models import Group
 from django.db import connection, transaction
 
-from durable_flows import CancelOn, Event, cancel, flow, send
+from durable_flows import CancelOn, Event, cancel, flow, rerun, send
 from durable_flows.engine import execute, leases, ring
 from durable_flows.engine.claim import claim
 from durable_flows.engine.route import route
 from durable_flows.models import Due, Run, Signature, Wait
 from durable_flows.rules.keys import event_key_hash
-from durable_flows.testing import advance, drain
+from durable_flows.testing import advance, drain, run_of
 from tests.promises.staging import again, listener, now, once_at, played, stored
 
 pytestmark = [pytest.mark.two_writers, pytest.mark.django_db(transaction=True)]
@@ -334,6 +334,30 @@ def test_an_event_that_is_committed_in_the_moment_of_the_timeout_ends_the_wait_a
     assert again(run).result == event_id
     assert Wait.objects.get().outcome == "event"
     assert not Due.objects.exists()
+
+
+def test_a_second_start_with_a_key_waits_for_the_first_and_names_its_run():
+    once = flow("once")(lambda: None)
+    with held_open(lambda: once.start(key="k")) as first:
+        second = Other(lambda: once.start(key="k"))
+        wait_until_somebody_waits_for_a_lock()
+        with impatient():
+            other = once.start(key="l")
+            drain()
+    assert second.done() == first != other
+    drain()
+    assert Run.objects.count() == 2
+
+
+def test_what_is_newer_than_a_rerun_cancels_it_though_it_was_routed_before():
+    flow("sleeper", on="go", cancel_on=CancelOn("stop"))(lambda step: step.sleep("rest", "1h"))
+    first = played()
+    with held_open(lambda: rerun(first.id)) as second:
+        send("stop")
+        drain()
+    drain()
+    assert again(first).state == "cancelled"
+    assert run_of(second).state == "cancelled"
 
 
 # -- atomic steps ----------------------------------------------------------------------------
