@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from benchmarks.stamps import stamp
 from durable_flows import Event, Step, flow
 
 MANY_STEPS = "benchmarks/many.steps"
 THREE_STEPS = "benchmarks/three.steps"
+STAMPED = "benchmarks/stamped"
+RESUMED = "benchmarks/resumed"
+WAITING = "benchmarks/waiting"
+REPLAYED = "benchmarks/replayed"
+AWAITED = "benchmarks/awaited"
 
 
 def noop() -> None:
@@ -23,3 +29,27 @@ def three_steps(step: Step) -> None:
     step.run("first", noop)
     step.run("second", noop)
     step.run("third", noop)
+
+
+@flow("stamped", on=STAMPED)
+def stamped(step: Step) -> None:
+    step.run("first", stamp)
+
+
+@flow("resumed", on=RESUMED)
+def resumed(step: Step) -> None:
+    step.wait_for_event("awaited", event=AWAITED, match="data.key", timeout="1h")
+    step.run("next", stamp)
+
+
+@flow("waiting", on=WAITING)
+def waiting(step: Step) -> bool:
+    found = step.wait_for_event("awaited", event=AWAITED, match="data.key", timeout="1h")
+    return found is not None
+
+
+@flow("replayed", on=REPLAYED)
+def replayed(event: Event, step: Step) -> None:
+    for number in range(event.data["recorded"]):
+        step.run(f"s{number}", noop)
+    step.run("new", stamp)

@@ -1,49 +1,90 @@
-"""What a benchmark is: a question, and two figures that are taken in turn."""
+"""What a benchmark is: a question, and figures that are taken in turn with those of a reference."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-Figure = Callable[[], float]
+Figures = Callable[[], Sequence[float]]  # one for each row of the question
+
+
+@dataclass(frozen=True, slots=True)
+class AtLeast:
+    """The target of a rate: the ratio is to reach this."""
+
+    ratio: float
+
+    def is_met_by(self, ratio: float) -> bool:
+        """Whether the target is reached."""
+        return ratio >= self.ratio
+
+    def __str__(self) -> str:
+        return f"≥ {self.ratio:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class AtMost:
+    """The target of a time or a cost: the ratio is not to exceed this."""
+
+    ratio: float
+
+    def is_met_by(self, ratio: float) -> bool:
+        """Whether the target is kept to."""
+        return ratio <= self.ratio
+
+    def __str__(self) -> str:
+        return f"≤ {self.ratio:g}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One row of the table.
+
+    Attributes:
+        name: in the first column.
+        unit: of the two figures: ours and the reference's.
+        target: of the ratio, ours / reference.
+    """
+
+    name: str
+    unit: tuple[str, str]
+    target: AtLeast | AtMost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """Two figures of one session, ready to be taken: everything is started and warm."""
+    """Figures of one session, ready to be taken: everything is started, filled and warm."""
 
-    ours: Figure
-    reference: Figure
+    ours: Figures
+    reference: Figures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """One row of the table.
+    """What is measured together: one row of the table, or several.
 
     Attributes:
         name: by which it is asked for.
         asks: what is measured, in one line.
-        unit: of the two figures: ours and the reference's.
-        at_least: the ratio, ours / reference, that is to be reached.
+        rows: one for each figure.
         broker: whether Redis must be there.
         ready: called with the database's conninfo and whether it is to be quick; makes the pair.
     """
 
     name: str
     asks: str
-    unit: tuple[str, str]
-    at_least: float
+    rows: tuple[Row, ...]
     broker: bool
     ready: Callable[[str, bool], AbstractContextManager[Pair]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """A question's figures, those of one repetition side by side."""
+    """A row's figures, those of one repetition side by side."""
 
-    question: Question
+    row: Row
     ours: tuple[float, ...]
     references: tuple[float, ...]
 
@@ -64,22 +105,49 @@ class Answer:
 
     @property
     def met(self) -> bool:
-        """Whether the target is reached."""
-        return self.ratio >= self.question.at_least
+        """Whether the target is met by the median."""
+        return self.row.target.is_met_by(self.ratio)
 
 
-def ask(question: Question, conninfo: str, *, repetitions: int, quick: bool) -> Answer:
+def ask(
+    question: Question,
+    conninfo: str,
+    *,
+    repetitions: int,
+    quick: bool,
+    tell: Callable[[str], None] = lambda text: None,
+) -> list[Answer]:
     """Take the figures in turn: reference, ours, reference, ours, …, reference.
 
     Each of ours stands beside the mean of the references before and after it: what else the machine
     does falls on both.
+
+    Args:
+        question: what to measure.
+        conninfo: of the database.
+        repetitions: how often.
+        quick: whether to be content with a tiny sample.
+        tell: called with the progress.
+
+    Returns:
+        One answer for each row.
     """
-    ours, references = [], []
+    ours: list[Sequence[float]] = []
+    references: list[list[float]] = []
+    tell("preparing")
     with question.ready(conninfo, quick) as pair:
         before = pair.reference()
-        for _ in range(repetitions):
+        for number in range(repetitions):
+            tell(f"{number + 1} of {repetitions}")
             ours.append(pair.ours())
             after = pair.reference()
-            references.append((before + after) / 2)
+            references.append([(b + a) / 2 for b, a in zip(before, after, strict=True)])
             before = after
-    return Answer(question=question, ours=tuple(ours), references=tuple(references))
+    return [
+        Answer(
+            row=row,
+            ours=tuple(figures[index] for figures in ours),
+            references=tuple(figures[index] for figures in references),
+        )
+        for index, row in enumerate(question.rows)
+    ]

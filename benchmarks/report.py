@@ -15,12 +15,12 @@ COLUMNS = ("name", "ours", "reference", "ratio", "spread", "target", "met")
 def row(answer: Answer) -> dict[str, Any]:
     """The row of an answer; medians, where there are several figures."""
     figures = (
-        answer.question.name,
-        round(statistics.median(answer.ours), 1),
-        round(statistics.median(answer.references), 1),
+        answer.row.name,
+        _rounded(statistics.median(answer.ours)),
+        _rounded(statistics.median(answer.references)),
         round(answer.ratio, 3),
         round(answer.spread, 3),
-        answer.question.at_least,
+        str(answer.row.target),
         answer.met,
     )
     return dict(zip(COLUMNS, figures, strict=True))
@@ -28,7 +28,7 @@ def row(answer: Answer) -> dict[str, Any]:
 
 def as_json(answers: Sequence[Answer]) -> str:
     """A JSON list with an object for each row."""
-    return json.dumps([row(answer) for answer in answers], indent=2)
+    return json.dumps([row(answer) for answer in answers], indent=2, ensure_ascii=False)
 
 
 def as_table(answers: Sequence[Answer]) -> str:
@@ -39,18 +39,27 @@ def as_table(answers: Sequence[Answer]) -> str:
     return "\n".join([head, _line(["-" * width for width in widths], widths), *body])
 
 
+def _rounded(figure: float) -> float:
+    """Rates without a fraction that means nothing, times with one that does."""
+    return round(figure, 1 if figure >= 100 else 3)
+
+
 def _cells(answer: Answer) -> tuple[str, ...]:
     figures = row(answer)
-    ours, reference = answer.question.unit
+    ours, reference = answer.row.unit
     return (
         figures["name"],
-        f"{figures['ours']:,.0f} {ours}",
-        f"{figures['reference']:,.0f} {reference}",
+        f"{_shown(figures['ours'])} {ours}",
+        f"{_shown(figures['reference'])} {reference}",
         f"{figures['ratio']:.3f}",
         f"{figures['spread']:.0%}",
-        f"≥ {figures['target']}",
+        figures["target"],
         "yes" if figures["met"] else "no",
     )
+
+
+def _shown(figure: float) -> str:
+    return f"{figure:,.0f}" if figure >= 100 else f"{figure:.2f}"
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:

@@ -10,20 +10,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from benchmarks.question import Pair, Question
+from benchmarks.question import AtLeast, Pair, Question, Row
 from benchmarks.reference import bare_loop
+from benchmarks.stage import alone
 
 
 @contextmanager
 def ready(conninfo: str, quick: bool) -> Iterator[Pair]:
-    from django.conf import settings
-    from django.test import override_settings
-
     steps = 100 if quick else 1_000
-    alone = {**settings.DURABLE_FLOWS, "RING": "off"}  # nobody is to come and help
-    with bare_loop(conninfo) as loop, override_settings(DURABLE_FLOWS=alone):
+    with bare_loop(conninfo) as loop, alone():
         _rate(10)
-        yield Pair(ours=lambda: _rate(steps), reference=lambda: loop.rate(steps))
+        yield Pair(ours=lambda: [_rate(steps)], reference=lambda: [loop.rate(steps)])
 
 
 def _rate(steps: int) -> float:
@@ -46,8 +43,7 @@ def _rate(steps: int) -> float:
 QUESTION = Question(
     name="sequential_steps",
     asks="no-op steps of one run of 1,000, one worker",
-    unit=("steps/s", "inserts/s"),
-    at_least=0.75,
+    rows=(Row(name="sequential_steps", unit=("steps/s", "inserts/s"), target=AtLeast(0.75)),),
     broker=False,
     ready=ready,
 )
