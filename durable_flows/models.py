@@ -128,11 +128,7 @@ class Run(models.Model):
         ]
         indexes: ClassVar = [
             models.Index(fields=["flow", "-id"], name="run_flow"),
-            models.Index(
-                fields=["-ended_at"],
-                condition=Q(state=RunState.FAILED),
-                name="run_failed",
-            ),
+            # None on what its start and its end write: these updates stay off the indexes.
             models.Index(fields=["parent"], condition=Q(parent__isnull=False), name="run_parent"),
         ]
         constraints: ClassVar = [

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Sequence
 from typing import Any
 
 from durable_flows import conf
@@ -12,65 +10,72 @@ from durable_flows.engine.history import Claim
 from durable_flows.rules import clock
 
 #: FOR UPDATE SKIP LOCKED: two claims never take the same run. MATERIALIZED: never more than asked for.
-_CLAIM = (
+_NEXT = (
     "WITH next AS MATERIALIZED (SELECT run_id FROM durable_flows_due "
     "WHERE queue = %(queue)s AND wake_at <= %(now)s ORDER BY wake_at LIMIT %(most)s "
-    "FOR UPDATE SKIP LOCKED) "
+    "FOR UPDATE SKIP LOCKED)"
+)
+_TAKE = (
     "UPDATE durable_flows_due SET lease = lease + 1, claims = claims + 1, nudged = false, "
     "wake_at = %(until)s::timestamptz, "
     "state = CASE WHEN state = 'cancelling' THEN 'cancelling' ELSE 'running' END "
     "FROM next WHERE durable_flows_due.run_id = next.run_id "
     "RETURNING durable_flows_due.run_id, lease, state, due_since"
 )
+_START = (
+    "UPDATE durable_flows_run SET state = 'started', "
+    "started_at = coalesce(started_at, %(now)s::timestamptz) "
+)
+_COLUMNS = f"r.id, r.flow, r.generation, r.mark, r.created_at, e.depth, {stored.columns('e')}"
+_EVENT = "JOIN durable_flows_event e ON e.id = r.event_id"
+#: Where a statement can do it all: one round trip and one plan.
+_AT_ONCE = (
+    f"{_NEXT}, taken AS ({_TAKE}), "
+    f"begun AS ({_START} FROM taken WHERE durable_flows_run.id = taken.run_id "
+    "AND durable_flows_run.state = 'queued') "
+    f"SELECT taken.*, {_COLUMNS} FROM taken JOIN durable_flows_run r ON r.id = taken.run_id {_EVENT}"
+)
 
 
 def claim(queue: str, most: int) -> list[Claim]:
     """Take up to ``most`` due runs of this queue, the longest due first."""
     now = clock.now()
-    rows = sql.execute(
-        _CLAIM,
-        {
-            "queue": queue,
-            "now": now,
-            "most": most,
-            "until": now + clock.real(conf.settings().LEASE_SECONDS),
-        },
-    )
+    params = {
+        "queue": queue,
+        "now": now,
+        "most": most,
+        "until": now + clock.real(conf.settings().LEASE_SECONDS),
+    }
+    rows = sql.execute(_AT_ONCE, params) if sql.postgres() else _one_by_one(params)
     if not rows:
         return []
     failpoints.reach("claimed")
-    taken = {sql.uid(run_id): (lease, state) for run_id, lease, state, _ in rows}
-    _mark_started(list(taken))
-    order = {sql.uid(row[0]): sql.moment(row[3]) for row in rows}
-    claims = sorted(_read(queue, taken), key=lambda claimed: order[claimed.run_id])
+    rows.sort(key=lambda row: sql.moment(row[DUE_SINCE]))
+    claims = [_claim(queue, row) for row in rows]
     failpoints.reach("claim_read")
     leases.hold({claimed.run_id: claimed.lease for claimed in claims})
     return claims
 
 
-def _mark_started(run_ids: Sequence[uuid.UUID]) -> None:
-    sql.execute(
-        "UPDATE durable_flows_run SET state = 'started', "
-        "started_at = coalesce(started_at, %(now)s::timestamptz) "
-        f"WHERE {sql.among('id', 'runs')} AND state = 'queued'",
-        {"now": clock.now(), "runs": list(run_ids)},
-    )
+DUE_SINCE = 3  # its place in a row
 
 
-def _read(queue: str, taken: dict[uuid.UUID, tuple[int, str]]) -> list[Claim]:
-    rows = sql.execute(
-        f"SELECT r.id, r.flow, r.generation, r.mark, r.created_at, e.depth, {stored.columns('e')} "
-        "FROM durable_flows_run r JOIN durable_flows_event e ON e.id = r.event_id "
-        f"WHERE {sql.among('r.id', 'runs')}",
-        {"runs": list(taken)},
-    )
-    return [_claim(queue, taken[sql.uid(row[0])], row) for row in rows]
+def _one_by_one(params: dict[str, Any]) -> list[sql.Row]:
+    """For SQLite, whose common table expressions cannot write."""
+    with sql.atomic():
+        taken = {row[0]: row for row in sql.execute(f"{_NEXT} {_TAKE}", params)}
+        runs = {"runs": list(taken), "now": params["now"]}
+        sql.execute(f"{_START} WHERE {sql.among('id', 'runs')} AND state = 'queued'", runs)
+        found = sql.execute(
+            f"SELECT {_COLUMNS} FROM durable_flows_run r {_EVENT} WHERE {sql.among('r.id', 'runs')}",
+            runs,
+        )
+    return [(*taken[row[0]], *row) for row in found]
 
 
-def _claim(queue: str, held: tuple[int, str], row: Sequence[Any]) -> Claim:
-    run_id, flow_id, generation, mark, created_at, depth, *event = row
+def _claim(queue: str, row: sql.Row) -> Claim:
+    _, lease, state, _, run_id, flow_id, generation, mark, created_at, depth, *event = row
     found = stored.event(event)
-    lease, state = held
     return Claim(
         run_id=sql.uid(run_id),
         flow_id=flow_id,

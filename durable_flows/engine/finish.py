@@ -11,7 +11,7 @@ from typing import Any
 from durable_flows.engine import failpoints, sql
 from durable_flows.models import Due, Run
 from durable_flows.rules import clock
-from durable_flows.rules.states import DueState, RunState
+from durable_flows.rules.states import RunState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,43 +37,71 @@ def end(endings: Sequence[Ending]) -> list[Ending]:
     """
     if not endings:
         return []
-    with sql.atomic():
-        ended = _take_due(endings)
-        _write_runs(ended)
-        _close_waits([ending.run_id for ending in ended])
-        failpoints.reach("before_end_commit")
-    return ended
-
-
-def _take_due(endings: Sequence[Ending]) -> list[Ending]:
-    """Delete the due rows, in the order of the ids: whoever does has ended the run."""
     by_run = {ending.run_id: ending for ending in endings}
-    source, columns = sql.table(
-        Due, "t", {"run_id": list(by_run), "lease": [ending.lease for ending in by_run.values()]}
+    with sql.atomic():
+        rows = _write_at_once(endings) if sql.postgres() else _write_one_by_one(endings)
+        failpoints.reach("before_end_commit")
+    return [_as_written(by_run[sql.uid(run_id)], state) for run_id, state in rows]
+
+
+#: In the order of the ids: whoever takes a due row away has ended the run.
+_TAKE = (
+    "WITH mine AS MATERIALIZED (SELECT d.run_id FROM durable_flows_due d "
+    "JOIN {given} ON given.id = d.run_id AND given.lease = d.lease "
+    "ORDER BY d.run_id FOR UPDATE OF d)"
+)
+_DELETE = (
+    "DELETE FROM durable_flows_due WHERE run_id IN (SELECT run_id FROM mine) "
+    "RETURNING run_id, state = 'cancelling' AS asked"
+)
+_CLOSE_WAITS = (
+    "UPDATE durable_flows_wait SET settled_at = %(now)s::timestamptz, outcome = 'closed' "
+    "FROM {gone} WHERE durable_flows_wait.run_id = gone.run_id "
+    "AND durable_flows_wait.settled_at IS NULL"
+)
+#: Who was asked to stop ends cancelled, for the reason that was noted when it was asked.
+_WRITE = (
+    "UPDATE durable_flows_run SET lease = given.lease, ended_at = %(now)s::timestamptz, "
+    "state = CASE WHEN asked THEN 'cancelled' ELSE given.state END, "
+    "result = CASE WHEN NOT asked THEN given.result END, "
+    "error = CASE WHEN NOT asked THEN given.error END, "
+    "reason = CASE WHEN asked OR given.reason = '' THEN durable_flows_run.reason "
+    "ELSE given.reason END "
+    "FROM {gone} JOIN {given} ON given.id = gone.run_id "
+    "WHERE durable_flows_run.id = gone.run_id "
+    "RETURNING durable_flows_run.id, durable_flows_run.state"
+)
+
+
+def _write_at_once(endings: Sequence[Ending]) -> list[sql.Row]:
+    """Due rows, waits and results by one statement: one round trip and one plan."""
+    given, params = _table(endings)
+    return sql.execute(
+        f"{_TAKE.format(given=given)}, gone AS ({_DELETE}), "
+        f"closed AS ({_CLOSE_WAITS.format(gone='gone')}) "
+        f"{_WRITE.format(given=given, gone='gone')}",
+        params,
     )
-    rows = sql.execute(
-        "WITH mine AS MATERIALIZED (SELECT d.run_id FROM durable_flows_due d "
-        f"JOIN {source} ON t.run_id = d.run_id AND t.lease = d.lease "
-        "ORDER BY d.run_id FOR UPDATE OF d) "
-        "DELETE FROM durable_flows_due WHERE run_id IN (SELECT run_id FROM mine) "
-        "RETURNING run_id, state",
-        columns,
+
+
+def _write_one_by_one(endings: Sequence[Ending]) -> list[sql.Row]:
+    """For SQLite, whose common table expressions cannot write."""
+    given, params = _table(endings)
+    rows = sql.execute(f"{_TAKE.format(given=given)} {_DELETE}", params)
+    if not rows:
+        return []
+    gone, more = sql.table(
+        Due, "gone", {"run_id": [row[0] for row in rows], "asked": [row[1] for row in rows]}
     )
-    return [_as_asked(by_run[sql.uid(run_id)], state) for run_id, state in rows]
+    sql.execute(_CLOSE_WAITS.format(gone=gone), {**params, **more})
+    return sql.execute(_WRITE.format(given=given, gone=gone), {**params, **more})
 
 
-def _as_asked(ending: Ending, due_state: str) -> Ending:
-    if due_state == DueState.CANCELLING and ending.state != RunState.CANCELLED:
-        return replace(ending, state=RunState.CANCELLED, result=None, error=None, reason="")
-    return ending
-
-
-def _write_runs(endings: Sequence[Ending]) -> None:
-    if not endings:
-        return
-    source, columns = sql.table(
+def _table(endings: Sequence[Ending]) -> tuple[str, dict[str, Any]]:
+    """The endings as the table ``given``, and all parameters."""
+    given, columns = sql.table(
         Run,
-        "t",
+        "given",
         {
             "id": [ending.run_id for ending in endings],
             "lease": [ending.lease for ending in endings],
@@ -83,20 +111,10 @@ def _write_runs(endings: Sequence[Ending]) -> None:
             "reason": [ending.reason for ending in endings],
         },
     )
-    sql.execute(
-        "UPDATE durable_flows_run SET state = t.state, result = t.result, error = t.error, "
-        "lease = t.lease, ended_at = %(now)s::timestamptz, "
-        # the reason of a cancellation was noted when it was asked for
-        "reason = CASE WHEN t.reason = '' THEN durable_flows_run.reason ELSE t.reason END "
-        f"FROM {source} WHERE durable_flows_run.id = t.id",
-        {"now": clock.now(), **columns},
-    )
+    return given, {**columns, "now": clock.now()}
 
 
-def _close_waits(run_ids: Sequence[uuid.UUID]) -> None:
-    if run_ids:
-        sql.execute(
-            "UPDATE durable_flows_wait SET settled_at = %(now)s::timestamptz, outcome = 'closed' "
-            f"WHERE {sql.among('run_id', 'runs')} AND settled_at IS NULL",
-            {"now": clock.now(), "runs": list(run_ids)},
-        )
+def _as_written(ending: Ending, state: str) -> Ending:
+    if ending.state == state:
+        return ending
+    return replace(ending, state=RunState(state), result=None, error=None, reason="")

@@ -72,7 +72,7 @@ class Migration(migrations.Migration):
             ],
             options={
                 'permissions': [('cancel_run', 'Can cancel run'), ('retry_run', 'Can retry run'), ('rerun_run', 'Can rerun run')],
-                'indexes': [models.Index(fields=['flow', '-id'], name='run_flow'), models.Index(condition=models.Q(('state', 'failed')), fields=['-ended_at'], name='run_failed'), models.Index(condition=models.Q(('parent__isnull', False)), fields=['parent'], name='run_parent')],
+                'indexes': [models.Index(fields=['flow', '-id'], name='run_flow'), models.Index(condition=models.Q(('parent__isnull', False)), fields=['parent'], name='run_parent')],
                 'constraints': [models.CheckConstraint(condition=models.Q(models.Q(('ended_at__isnull', True), ('state__in', ['queued', 'started'])), models.Q(('ended_at__isnull', False), ('state__in', ['completed', 'failed', 'cancelled'])), _connector='OR'), name='run_ends_when_it_has_ended')],
             },
         ),

@@ -287,7 +287,7 @@ def test_a_slow_run_holds_up_neither_the_ends_before_it_nor_the_runs_behind_it(
         ("SELECT run_id, key, kind", 1),
         ("UPDATE durable_flows_due SET state = CASE WHEN nudged", 1),
         ("DELETE FROM durable_flows_due", 2),  # an end is written once more by itself
-        ("UPDATE durable_flows_run SET state = t.state", 2),
+        ("UPDATE durable_flows_run SET lease = given.lease", 2),
     ],
 )
 @pytest.mark.django_db(transaction=True)
