@@ -6,7 +6,9 @@ The registry knows nothing of the engine; the engine registers the verbs that a 
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -101,6 +103,7 @@ class Registry:
     def __init__(self) -> None:
         self._flows: dict[str, Flow] = {}
         self._listening: dict[str, list[Flow]] = {}
+        self._digest = ""
 
     def add(self, flow: Flow) -> None:
         """Register a flow.
@@ -125,6 +128,19 @@ class Registry:
         """The flows that an event of this name starts."""
         return self._listening.get(event_name, ())
 
+    @property
+    def described(self) -> dict[str, list[str]]:
+        """What this process can do with events, ready for JSON: flow id → its triggers."""
+        return {flow.id: sorted(flow.triggers) for flow in self}
+
+    @property
+    def digest(self) -> str:
+        """The same, in 64 characters: equal wherever the same flows have the same triggers."""
+        if not self._digest:
+            text = json.dumps(self.described, sort_keys=True)
+            self._digest = hashlib.sha256(text.encode()).hexdigest()
+        return self._digest
+
     def __iter__(self) -> Iterator[Flow]:
         return iter(self._flows.values())
 
@@ -143,6 +159,7 @@ class Registry:
 
     def _index(self) -> None:
         self._listening = {}
+        self._digest = ""
         for flow in self._flows.values():
             for name in flow.triggers:
                 self._listening.setdefault(name, []).append(flow)

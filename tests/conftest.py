@@ -112,7 +112,7 @@ def pytest_terminal_summary(
 @pytest.fixture(autouse=True)
 def nothing_stays() -> Iterator[None]:
     """What a test declares, moves or traps is gone after it: flows, the clock, failpoints, leases."""
-    from durable_flows.engine import failpoints, leases
+    from durable_flows.engine import deployments, failpoints, leases
     from durable_flows.registry import registry
     from durable_flows.rules import clock
 
@@ -121,5 +121,6 @@ def nothing_stays() -> Iterator[None]:
     clock.reset()
     failpoints.trap = None
     leases.watch(None)
+    deployments.leave()
     for run_id, lease in leases.held().items():
         leases.release(run_id, lease)

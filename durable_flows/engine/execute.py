@@ -12,7 +12,17 @@ from functools import partial
 from typing import Any
 
 from durable_flows import conf
-from durable_flows.engine import clocksync, failpoints, finish, ingest, leases, ring, settle, sql
+from durable_flows.engine import (
+    clocksync,
+    deployments,
+    failpoints,
+    finish,
+    ingest,
+    leases,
+    ring,
+    settle,
+    sql,
+)
 from durable_flows.engine.batch import Batch
 from durable_flows.engine.claim import claim
 from durable_flows.engine.finish import Ending
@@ -33,6 +43,7 @@ from durable_flows.rules.states import DueState, RunState
 
 logger = logging.getLogger(__name__)
 
+SOON = 1.0  # real seconds after which others may claim a run whose flow this process does not know
 STALE = 0.1  # real seconds after which a claim that has not begun is looked at again
 
 
@@ -255,7 +266,10 @@ def _put_away(claimed: Claim, outcome: Outcome) -> None:
     if isinstance(outcome, Sleeping):
         _suspend(claimed, outcome.until)
     elif isinstance(outcome, Unknown):
-        _park(claimed)
+        if claimed.flow_id in deployments.known_flows():
+            _leave_to_others(claimed)
+        else:
+            _park(claimed)
 
 
 def _suspend(claimed: Claim, until: datetime) -> None:
@@ -283,9 +297,21 @@ def _suspend(claimed: Claim, until: datetime) -> None:
         finish.end([_cancelled(claimed)])
 
 
+def _leave_to_others(claimed: Claim) -> None:
+    """Some other worker knows this flow: let it claim the run, in a moment; this claim was none."""
+    soon = clock.now() + clock.real(SOON)
+    sql.execute(
+        "UPDATE durable_flows_due SET state = 'queued', wake_at = %(soon)s, claims = claims - 1 "
+        "WHERE run_id = %(run)s AND lease = %(lease)s AND state = 'running'",
+        {"soon": soon, "run": claimed.run_id, "lease": claimed.lease},
+    )
+    ring.drain_at(claimed.queue, soon)
+
+
 def _park(claimed: Claim) -> None:
     logger.warning(
-        "run %s is parked: this worker knows no flow %r", claimed.run_id, claimed.flow_id
+        "run %s is parked: no worker that is alive knows a flow %r",
+        *(claimed.run_id, claimed.flow_id),
     )
     sql.execute(
         "UPDATE durable_flows_due SET state = 'parked', wake_at = NULL, claims = 0 "

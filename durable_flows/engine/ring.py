@@ -50,6 +50,11 @@ def route() -> None:
     _ring(Bell(ROUTE, default_queue()))
 
 
+def route_in(seconds: float) -> None:
+    """There are events to route, but not for a moment."""
+    _ring(Bell(ROUTE, default_queue(), at=_bucket(seconds)))
+
+
 def drain(queue: str) -> None:
     """There are due runs on this queue."""
     _ring(Bell(DRAIN, queue))
@@ -69,8 +74,12 @@ def drain_at(queue: str, moment: datetime) -> None:
     if seconds <= 0:
         drain(queue)
     elif seconds <= conf.settings().TICK_SECONDS:
-        bucket = int((time.time() + seconds) / BUCKET) + 1
-        _ring(Bell(DRAIN, queue, at=bucket * BUCKET))
+        _ring(Bell(DRAIN, queue, at=_bucket(seconds)))
+
+
+def _bucket(seconds: float) -> float:
+    """The next moment, in so many seconds, at which a bell is rung: shared by all that fall into it."""
+    return (int((time.time() + seconds) / BUCKET) + 1) * BUCKET
 
 
 def default_queue() -> str:

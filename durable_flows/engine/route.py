@@ -10,6 +10,7 @@ next one does both again, with the same numbers.
 from __future__ import annotations
 
 import logging
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -22,6 +23,7 @@ from durable_flows.engine import (
     admit,
     cancel,
     clocksync,
+    deployments,
     failpoints,
     quarantine,
     ring,
@@ -70,7 +72,7 @@ def route() -> Routing:
 
     Rings for the queues on which there is something to do, but for those that this worker serves
     itself: its task goes on to drain them. Leaves at once if another router is at work: that one
-    looks once more after it has given up the lock.
+    looks once more after it has given up the lock. Does nothing if a newer deployment is there to do it.
 
     A batch that raises is halved until the event that raises is alone. At its second failure alone
     that event is set aside, and those behind it go on.
@@ -80,6 +82,7 @@ def route() -> Routing:
             the next router.
     """
     clocksync.synchronise()
+    deployments.announce()
     done = Routing()
     limit = most = conf.settings().ROUTE_BATCH
     while True:
@@ -101,13 +104,33 @@ def _route_batch(hand: _Hand, done: Routing) -> bool:
     if not _admit_batch(hand, done):
         return False
     if not hand.events:
-        return stored.any_unrouted(clock.now())
+        return _is_more_to_do()
     failpoints.reach("between_routing_transactions")
     _settle_batch(hand, done)
     failpoints.reach("batch_routed")
     _ring(done)
     done.batches += 1
     return True
+
+
+def _is_more_to_do() -> bool:
+    """Whether an event has come meanwhile. What others must route, others are told of."""
+    mine = stored.any_unrouted(clock.now(), deployments.may_route())
+    if mine is False:
+        _ring_on()
+    return bool(mine)
+
+
+def _ring_on() -> None:
+    """This bell was meant for a newer deployment: ring once more, a moment later and not too often."""
+    global _rung_on
+    if time.monotonic() - _rung_on >= RING_ON_SECONDS:
+        _rung_on = time.monotonic()
+        ring.route_in(RING_ON_SECONDS)
+
+
+RING_ON_SECONDS = 0.5
+_rung_on = float("-inf")
 
 
 def _blame(hand: _Hand, error: Exception) -> None:
@@ -151,7 +174,7 @@ def _admit_batch(hand: _Hand, done: Routing) -> bool:
 
 def _take(hand: _Hand) -> None:
     """Take the next events in hand, in order; those that may have killed a router one by one."""
-    found = stored.unrouted("true", now=clock.now(), most=hand.most)
+    found = stored.unrouted(deployments.may_route(), now=clock.now(), most=hand.most)
     guilty = [event for event in found if quarantine.is_guilty(event)]
     quarantine.set_aside(guilty)
     events = [event for event in found if event not in guilty]

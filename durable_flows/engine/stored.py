@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -71,30 +71,41 @@ def event_id(found: Event) -> uuid.UUID:
 _ROUTED = "e.routed, e.received_at, e.deliver_at, e.arrival, e.mark, e.target, e.depth, e.attempts"
 
 
-def unrouted(condition: str, *, now: datetime, most: int) -> list[Routed]:
+Condition = tuple[str, Mapping[str, Any]]  # SQL, and its parameters
+
+
+def unrouted(condition: Condition, *, now: datetime, most: int) -> list[Routed]:
     """Events whose time has come and that still ask for something, in order of delivery.
 
     Args:
-        condition: a further SQL condition on the event ``e``.
+        condition: a further condition on the event ``e``.
         now: events of later delivery are left out.
         most: of how many.
     """
+    clause, params = condition
     rows = sql.execute(
         f"SELECT {_ROUTED}, {columns('e')} FROM durable_flows_event e "
-        f"WHERE e.routed_at IS NULL AND e.deliver_at <= %(now)s AND {condition} "
+        f"WHERE e.routed_at IS NULL AND e.deliver_at <= %(now)s AND {clause} "
         "ORDER BY e.deliver_at, e.arrival LIMIT %(most)s",
-        {"now": now, "most": most},
+        {"now": now, "most": most, **params},
     )
     return [_routed(row) for row in rows]
 
 
-def any_unrouted(now: datetime) -> bool:
-    """Whether an event whose time has come still asks for something."""
+def any_unrouted(now: datetime, condition: Condition = ("true", {})) -> bool | None:
+    """Whether an event whose time has come still asks for something: None if there is none.
+
+    Args:
+        now: events of later delivery are left out.
+        condition: that it must fulfil; False if there is one that does not.
+    """
+    clause, params = condition
     rows = sql.execute(
-        "SELECT 1 FROM durable_flows_event WHERE routed_at IS NULL AND deliver_at <= %(now)s LIMIT 1",
-        {"now": now},
+        f"SELECT {clause} FROM durable_flows_event e "
+        "WHERE e.routed_at IS NULL AND e.deliver_at <= %(now)s LIMIT 1",
+        {"now": now, **params},
     )
-    return bool(rows)
+    return bool(rows[0][0]) if rows else None
 
 
 def still_unrouted(ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:

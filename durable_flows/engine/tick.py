@@ -5,10 +5,9 @@ from __future__ import annotations
 from datetime import timedelta
 
 from durable_flows import conf
-from durable_flows.engine import clocksync, execute, failpoints, ring, sql
+from durable_flows.engine import clocksync, deployments, execute, failpoints, ring, sql
 from durable_flows.engine.route import route
 from durable_flows.models import Due, Event
-from durable_flows.registry import registry
 from durable_flows.rules import clock
 
 THE_ROW = 1
@@ -59,7 +58,7 @@ def queues() -> list[str]:
 
 
 def unpark_known() -> None:
-    """Let runs go on whose flow nobody knew, once this process knows it."""
+    """Let runs go on whose flow nobody knew, once a process that is alive knows it."""
     sql.execute(
         "WITH known AS MATERIALIZED (SELECT d.run_id FROM durable_flows_due d "
         "JOIN durable_flows_run r ON r.id = d.run_id "
@@ -67,7 +66,7 @@ def unpark_known() -> None:
         "ORDER BY d.run_id FOR UPDATE OF d SKIP LOCKED) "
         "UPDATE durable_flows_due SET state = 'queued', wake_at = %(now)s::timestamptz "
         "WHERE run_id IN (SELECT run_id FROM known)",
-        {"now": clock.now(), "flows": [flow.id for flow in registry]},
+        {"now": clock.now(), "flows": sorted(deployments.known_flows())},
     )
     failpoints.reach("unparked")
 

@@ -13,7 +13,7 @@ from celery.worker import WorkController
 from celery.worker import state as worker_state
 from django.db import Error as DatabaseError
 
-from durable_flows.engine import execute, ring, sql
+from durable_flows.engine import deployments, execute, ring, sql
 from durable_flows.management.overrides import flows_settings
 from durable_flows.models import Due
 from durable_flows.registry import registry
@@ -59,6 +59,10 @@ class Worker:
 
     def _run(self) -> None:
         if self._tables_are_there():
+            with suppress(DatabaseError):  # the worker publishes too
+                # What is edited here is the newest, also if it was there a moment ago.
+                deployments.publish(anew=True)
+                sql.connection().close()
             self._controller().start()
 
     def _tables_are_there(self) -> bool:

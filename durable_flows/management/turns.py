@@ -13,7 +13,7 @@ from django.db import Error as DatabaseError
 from django.db import InterfaceError, OperationalError
 
 from durable_flows import conf
-from durable_flows.engine import execute, leases, ring, sql, watch
+from durable_flows.engine import deployments, execute, leases, ring, sql, watch
 from durable_flows.engine import tick as housekeeping
 from durable_flows.models import Due, Event
 from durable_flows.rules import clock
@@ -31,6 +31,8 @@ def turn_once() -> int:
     Returns:
         The number of events routed and slices executed.
     """
+    deployments.take_part()
+    deployments.publish()
     with ring.silence():
         watch.keep_watch()
         return housekeeping.turn_by_hand()
@@ -46,7 +48,7 @@ def turn_until_told(interval: float) -> None:
             that it knows of falls due.
     """
     failures = 0
-    with ring.silence(), _told_by_signals():
+    with ring.silence(), _told_by_signals(), deployments.published():
         watch.keep_watch()
         while not execute.stopping.is_set():
             try:
