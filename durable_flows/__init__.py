@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 __all__ = [
     # declare
     "flow",
+    "On",
     "CancelOn",
     "Retries",
     "Exponential",
@@ -52,11 +53,11 @@ if TYPE_CHECKING:
     from durable_flows.registry import flow
     from durable_flows.rules.backoff import Delays, Exponential, Fixed, Retries
     from durable_flows.rules.events import Event
-    from durable_flows.rules.options import CancelOn
+    from durable_flows.rules.options import CancelOn, On
 
 _HOMES = {
     "durable_flows.registry": ("flow",),
-    "durable_flows.rules.options": ("CancelOn",),
+    "durable_flows.rules.options": ("On", "CancelOn"),
     "durable_flows.rules.backoff": ("Retries", "Exponential", "Fixed", "Delays"),
     "durable_flows.rules.events": ("Event",),
     "durable_flows.engine.tools": ("Run", "Step"),

@@ -58,12 +58,46 @@ class InvalidOption(InvalidInput):
     """An option of a flow is out of its range or contradicts another."""
 
 
+def _short(expression: object) -> str:
+    """An expression for people, cut to a length that a message can bear."""
+    text = repr(expression)
+    return text if len(text) <= 300 else f"{text[:299]}…"
+
+
+class InvalidExpression(InvalidOption):
+    """A condition is no expression, or needs the extra that evaluates it.
+
+    Attributes:
+        expression: the condition as it was written.
+        problem: what is wrong with it and what to do.
+    """
+
+    def __init__(self, what: str, expression: object, problem: str, /) -> None:
+        self.expression = expression
+        self.problem = problem
+        super().__init__(f"{what}: {_short(expression)}: {problem}")
+
+
 class InvalidHandler(DurableFlowsError, TypeError):
     """A flow's handler has a signature that cannot be served."""
 
 
 class InvalidSetting(InvalidInput):
     """A value in the DURABLE_FLOWS setting cannot be used."""
+
+
+class ExpressionFailed(DurableFlowsError):
+    """A condition came to nothing on this event: neither true nor false.
+
+    Attributes:
+        expression: the condition, or the part of it that was evaluated.
+        problem: what went wrong.
+    """
+
+    def __init__(self, expression: str, problem: str, /) -> None:
+        self.expression = expression
+        self.problem = problem
+        super().__init__(f"{_short(expression)}: {problem}")
 
 
 class DuplicateFlow(DurableFlowsError):

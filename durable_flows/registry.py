@@ -22,13 +22,20 @@ from durable_flows.errors import (
     InvalidOption,
 )
 from durable_flows.rules.backoff import Retries
-from durable_flows.rules.options import MOST_CANCELS, MOST_TRIGGERS, CancelOn, check_event_name
+from durable_flows.rules.options import (
+    MOST_CANCELS,
+    MOST_TRIGGERS,
+    CancelOn,
+    On,
+    check_trigger_name,
+)
 
 Handler = Callable[..., Any]
 
 #: What a handler may ask for, by parameter name.
 PARAMETERS = ("event", "events", "step", "run")
 ID_LENGTH = 200
+NAMES_KEPT = 10_000  # event names of which the listening flows are remembered
 _ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]*[A-Za-z0-9])?")
 
 
@@ -39,7 +46,7 @@ class Flow:
     Attributes:
         id: the stable identity of its runs.
         handler: the function that is replayed.
-        triggers: names of the events that start it.
+        on: the events that start it.
         cancel_on: events that cancel its unfinished runs.
         retries: the policy of its steps and of the code between them.
         queue: the Celery queue its runs execute on; empty: the project's default.
@@ -48,7 +55,7 @@ class Flow:
 
     id: str
     handler: Handler
-    triggers: tuple[str, ...]
+    on: tuple[On, ...] = ()
     cancel_on: tuple[CancelOn, ...] = ()
     retries: Retries = field(default_factory=Retries)
     queue: str = ""
@@ -92,9 +99,23 @@ class Flow:
         return {name: available[name] for name in self.parameters}
 
     @property
+    def triggers(self) -> tuple[str, ...]:
+        """Names of the events that start it, wildcards as they were written."""
+        return tuple(dict.fromkeys(trigger.event for trigger in self.on))
+
+    @property
     def place(self) -> str:
         """Where the handler is defined, for messages."""
         return f"{self.handler.__module__}.{self.handler.__qualname__}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listener:
+    """A flow that listens, and by which of its triggers; ``place`` is the flow's in the registry."""
+
+    flow: Flow
+    trigger: On
+    place: int
 
 
 class Registry:
@@ -102,7 +123,9 @@ class Registry:
 
     def __init__(self) -> None:
         self._flows: dict[str, Flow] = {}
-        self._listening: dict[str, list[Flow]] = {}
+        self._named: dict[str, list[Listener]] = {}
+        self._prefixed: list[Listener] = []
+        self._found: dict[str, tuple[Listener, ...]] = {}
         self._digest = ""
 
     def add(self, flow: Flow) -> None:
@@ -125,13 +148,35 @@ class Registry:
         return self._flows.get(flow_id)
 
     def listening(self, event_name: str) -> Sequence[Flow]:
-        """The flows that an event of this name starts."""
-        return self._listening.get(event_name, ())
+        """The flows that an event of this name may start, each once."""
+        return list({one.place: one.flow for one in self.listeners(event_name)}.values())
+
+    def listeners(self, event_name: str) -> Sequence[Listener]:
+        """The triggers that an event of this name meets, in the order of declaration by flow."""
+        found = self._found.get(event_name)
+        if found is None:
+            found = self._look_up(event_name)
+            if len(self._found) >= NAMES_KEPT:  # names come from senders: do not keep them all
+                self._found = {}
+            self._found[event_name] = found
+        return found
+
+    def _look_up(self, event_name: str) -> tuple[Listener, ...]:
+        prefixed = [
+            listener
+            for listener in self._prefixed
+            if event_name.startswith(listener.trigger.prefix or event_name)
+        ]
+        return tuple(
+            sorted(
+                [*self._named.get(event_name, ()), *prefixed], key=lambda listener: listener.place
+            )
+        )
 
     @property
     def described(self) -> dict[str, list[str]]:
         """What this process can do with events, ready for JSON: flow id → its triggers."""
-        return {flow.id: sorted(flow.triggers) for flow in self}
+        return {flow.id: sorted(str(trigger) for trigger in flow.on) for flow in self}
 
     @property
     def digest(self) -> str:
@@ -158,11 +203,15 @@ class Registry:
             self._index()
 
     def _index(self) -> None:
-        self._listening = {}
+        self._named, self._prefixed, self._found = {}, [], {}
         self._digest = ""
-        for flow in self._flows.values():
-            for name in flow.triggers:
-                self._listening.setdefault(name, []).append(flow)
+        for number, flow in enumerate(self._flows.values()):
+            for trigger in flow.on:
+                listener = Listener(flow=flow, trigger=trigger, place=number)
+                if trigger.prefix is None:
+                    self._named.setdefault(trigger.event, []).append(listener)
+                else:
+                    self._prefixed.append(listener)
 
 
 def _is_same(one: Handler, other: Handler) -> bool:
@@ -195,7 +244,7 @@ def _verb(name: str) -> Callable[..., Any]:
 def flow(
     id: str,
     *,
-    on: str | Sequence[str] = (),
+    on: str | On | Sequence[str | On] = (),
     cancel_on: CancelOn | Sequence[CancelOn] = (),
     retries: int | Retries | None = None,
     queue: str = "",
@@ -204,7 +253,9 @@ def flow(
 
     Args:
         id: stable identity of its runs: letters, digits and ``. _ / -``, at most 200.
-        on: name of the event that starts it, or up to 10 of them. None: only ``.start()`` does.
+        on: name of the event that starts it, or ``On(event, if_=…)`` for some of them, or up to 10
+            of either; ``"app/user.*"`` is any name that begins so. An event starts the flow once,
+            however many of these it meets. None: only ``.start()`` does.
         cancel_on: up to 5 rules for events that cancel its unfinished runs.
         retries: attempts after the first, of each step and of each stretch of code between steps:
             a number from 0 to 20, or a `Retries` policy. Default 4.
@@ -221,7 +272,7 @@ def flow(
         declared = Flow(
             id=id,
             handler=handler,
-            triggers=_triggers(id, on),
+            on=_triggers(id, on),
             cancel_on=_cancels(id, cancel_on),
             retries=_retries(id, retries),
             queue=_queue(id, queue),
@@ -246,23 +297,29 @@ def check_id(id: Any) -> None:
         )
 
 
-def _triggers(id: str, on: str | Sequence[str]) -> tuple[str, ...]:
-    names = (on,) if isinstance(on, str) else _listed(id, "on=", on, "an event's name")
-    if len(names) > MOST_TRIGGERS:
+def _triggers(id: str, on: str | On | Sequence[str | On]) -> tuple[On, ...]:
+    given = (on,) if isinstance(on, str | On) else _listed(id, "on=", on, "an event's name")
+    if len(given) > MOST_TRIGGERS:
         raise InvalidOption(
-            f"flow {id!r}: on= takes at most {MOST_TRIGGERS} triggers, not {len(names)}"
+            f"flow {id!r}: on= takes at most {MOST_TRIGGERS} triggers, not {len(given)}"
         )
-    for name in names:
-        check_event_name(name, f"flow {id!r}, on=")
-    if len(set(names)) < len(names):
-        raise InvalidOption(f"flow {id!r}: on= names an event twice: {', '.join(names)}")
-    return names
+    triggers = tuple(_trigger(id, one) for one in given)
+    if len(set(triggers)) < len(triggers):
+        names = ", ".join(trigger.event for trigger in triggers)
+        raise InvalidOption(f"flow {id!r}: on= names an event twice: {names}")
+    return triggers
+
+
+def _trigger(id: str, given: str | On) -> On:
+    if isinstance(given, On):
+        given.condition(f"flow {id!r}, On({given.event!r})")
+        return given
+    return On(check_trigger_name(given, f"flow {id!r}, on="))
 
 
 def _cancels(id: str, cancel_on: CancelOn | Sequence[CancelOn]) -> tuple[CancelOn, ...]:
-    if isinstance(cancel_on, CancelOn):
-        return (cancel_on,)
-    rules = _listed(id, "cancel_on=", cancel_on, "CancelOn('event/name', match=…)")
+    given = (cancel_on,) if isinstance(cancel_on, CancelOn) else cancel_on
+    rules = _listed(id, "cancel_on=", given, "CancelOn('event/name', match=…)")
     if len(rules) > MOST_CANCELS:
         raise InvalidOption(
             f"flow {id!r}: cancel_on= takes at most {MOST_CANCELS} rules, not {len(rules)}"
@@ -272,6 +329,7 @@ def _cancels(id: str, cancel_on: CancelOn | Sequence[CancelOn]) -> tuple[CancelO
             raise InvalidOption(
                 f"flow {id!r}: cancel_on= takes CancelOn('event/name', match=…), not {rule!r}"
             )
+        rule.condition(f"flow {id!r}, CancelOn({rule.event!r})")
     return rules
 
 

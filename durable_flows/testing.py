@@ -84,6 +84,7 @@ class RunView:
         wake_at: when it goes on by itself, or None.
         steps: what is recorded, in order.
         attempts: the failed attempts: key → number.
+        warnings: what went otherwise than its author may think: step or option → message.
     """
 
     id: str
@@ -97,6 +98,7 @@ class RunView:
     wake_at: datetime | None
     steps: tuple[StepView, ...]
     attempts: dict[str, int]
+    warnings: dict[str, str]
 
     @property
     def step_keys(self) -> list[str]:
@@ -321,6 +323,7 @@ def _view(run: Run) -> RunView:
             for step in run.steps.order_by("seq")
         ),
         attempts=attempts,
+        warnings=dict(run.warnings.order_by("about").values_list("about", "message")),
     )
 
 

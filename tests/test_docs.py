@@ -29,7 +29,7 @@ from durable_flows.checks import check_settings
 from durable_flows.engine import tools
 from durable_flows.management.commands import flows as flows_command
 from durable_flows.registry import Flow
-from durable_flows.rules import backoff, durations, events, options, outcomes
+from durable_flows.rules import backoff, durations, events, expressions, options, outcomes
 from tests.documents import DOCS, ROOT, Block, Section, forget, pages, play, sections, slug
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -296,6 +296,7 @@ def test_limits_md_says_what_the_code_says() -> None:
         "characters of a step's id": tools.ID_LENGTH,
         "triggers of a flow": options.MOST_TRIGGERS,
         "`cancel_on` rules of a flow": options.MOST_CANCELS,
+        "characters of a condition": expressions.LENGTH,
         "retries": backoff.MOST_RETRIES,
         "days of a sleep, a wait, a rule or a delay": durations.LONGEST.days,
         "characters of an error's recorded message": outcomes.MESSAGE_CHARACTERS,
@@ -326,6 +327,7 @@ def test_every_name_at_the_front_door_is_in_the_reference() -> None:
 
 SIGNATURES = [
     ("events", "send", durable_flows.send),
+    ("flows", "On", durable_flows.On),
     ("flows", "CancelOn", durable_flows.CancelOn),
     ("flows", "flow.start", Flow.start),
     ("commands", "flow.start", Flow.start),

@@ -17,10 +17,11 @@ from django.utils.safestring import SafeString
 from durable_flows import conf
 from durable_flows.admin import reroute, showing, states
 from durable_flows.admin.reading import ReadOnly, as_uuid
-from durable_flows.models import Event, Run
+from durable_flows.models import Admission, Event, Run
 from durable_flows.rules import clock
 
 MOST_RUNS = 100
+MOST_ADMISSIONS = 100
 
 
 class RoutingFilter(admin.SimpleListFilter):
@@ -133,6 +134,7 @@ class EventAdmin(ReadOnly):
             ],
             more_runs=max(0, event.run_count - MOST_RUNS),
             may_reroute=event.quarantined and self.has_reroute_permission(request),
+            admissions=_admissions(event),
         )
         return super().render_change_form(request, context, *args, **kwargs)
 
@@ -227,3 +229,21 @@ class EventAdmin(ReadOnly):
         *("routing", "refusal", "happened", "received", "delivered", "routed_when", "sender_run"),
         *("command_target", "own_id", "version", "event_id", "data_text", "user_text"),
     )
+
+
+def _admissions(event: Event) -> list[dict[str, Any]]:
+    """Why it did not start flows that listen to it, by flow."""
+    found = (
+        Admission.objects.using(conf.settings().DATABASE)
+        .filter(event=event)
+        .order_by("flow")
+        .values("flow", "verdict", "reason", "decided_at")
+    )
+    return [
+        {
+            **row,
+            "reason": showing.cut(row["reason"], showing.ROW_CHARACTERS),
+            "when": showing.moment(row["decided_at"]),
+        }
+        for row in found[:MOST_ADMISSIONS]
+    ]

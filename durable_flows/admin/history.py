@@ -14,13 +14,14 @@ from django.db.models.functions import Left, Length
 
 from durable_flows import conf
 from durable_flows.admin import showing
-from durable_flows.models import Attempt, Run, Step, Wait
+from durable_flows.models import Attempt, Run, RunWarning, Step, Wait
 from durable_flows.rules import clock
 from durable_flows.rules.states import ACTIONS, TERMINAL, StepKind, WaitKind, WaitOutcome
 
 MOST_STEPS = 1_000
 MOST_ATTEMPTS = 100
 MOST_WAITS = 200
+MOST_WARNINGS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,17 @@ def waits(run: Run) -> Part:
     return _part((_wait(row) for row in found[: MOST_WAITS + 1]), MOST_WAITS)
 
 
+def warnings(run: Run) -> Part:
+    """What went otherwise than the author of the flow may think, in order."""
+    found = (
+        RunWarning.objects.using(conf.settings().DATABASE)
+        .filter(run=run)
+        .order_by("warned_at", "about")
+        .values("about", "message", "warned_at")
+    )
+    return _part((_warning(row) for row in found[: MOST_WARNINGS + 1]), MOST_WARNINGS)
+
+
 def _part(rows: Iterable[dict[str, Any]], most: int) -> Part:
     shown = list(islice(rows, most + 1))
     return Part(rows=shown[:most], more=len(shown) > most)
@@ -143,6 +155,14 @@ def _wait(row: Mapping[str, Any]) -> dict[str, Any]:
         "settled": showing.moment(row["settled_at"]) if row["settled_at"] else "",
         "badge": showing.badge(row["outcome"] or "pending", _ended_by(row["outcome"])),
         "event": showing.event_link(row["event_id"], "the event") if row["event_id"] else "",
+    }
+
+
+def _warning(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "about": showing.cut(row["about"], showing.ROW_CHARACTERS),
+        "message": showing.cut(row["message"], showing.ROW_CHARACTERS),
+        "when": showing.moment(row["warned_at"]),
     }
 
 

@@ -153,6 +153,7 @@ class RunAdmin(ReadOnly):
             steps=history.steps(run),
             attempts=history.attempts(run),
             waits=history.waits(run),
+            warnings=history.warnings(run),
             commands=[
                 command for command, may in permitted.items() if may and command.applies_to(run)
             ],

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from durable_flows.engine import failpoints, signatures, sql, stored
+from durable_flows.engine import failpoints, notes, signatures, sql, stored
 from durable_flows.engine.stored import Routed
 from durable_flows.errors import UnknownRun
-from durable_flows.models import Due, Run, Wait
+from durable_flows.models import Admission, Due, Run, Wait
 from durable_flows.registry import Flow, registry
 from durable_flows.rules import clock, keys, payload
+from durable_flows.rules.equalities import Condition
 from durable_flows.rules.events import Event
 from durable_flows.rules.options import CancelOn
-from durable_flows.rules.states import DueState, RunState, WaitKind, check_move
+from durable_flows.rules.states import DueState, RunState, Verdict, WaitKind, check_move
 
 MICROSECOND = timedelta(microseconds=1)
 
@@ -88,13 +89,23 @@ class CancelWait:
     generation: int
     number: int
     rule: CancelOn
+    asked: Condition
     match: uuid.UUID
     newer_than: tuple[datetime, int]
 
     @property
     def paths(self) -> tuple[str, ...]:
         """The signature under which it waits."""
-        return _paths(self.rule)
+        return self.asked.paths
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skip:
+    """An event that does not start a flow that listens to it, and why."""
+
+    event_id: uuid.UUID
+    flow_id: str
+    reason: str
 
 
 def start_runs(starts: Sequence[Start]) -> None:
@@ -103,13 +114,31 @@ def start_runs(starts: Sequence[Start]) -> None:
     admitted = [start for start in starts if start.run_id in new]
     _insert_due([(start.run_id, start.queue, 0) for start in admitted])
     _insert_cancel_waits([wait for start in admitted for wait in _first_cancel_waits(start)])
+    notes.warn({about: why for start in admitted for about, why in _rules_without_value(start)})
     failpoints.reach("runs_admitted")
 
 
 def cancel_signatures(starts: Sequence[Start]) -> set[tuple[str, tuple[str, ...]]]:
     """Event names and paths that the cancel rules of these runs will compare."""
     flows = {start.flow_id: start.flow for start in starts if start.flow is not None}
-    return {(rule.event, _paths(rule)) for flow in flows.values() for rule in flow.cancel_on}
+    return {
+        (rule.event, rule.condition().paths) for flow in flows.values() for rule in flow.cancel_on
+    }
+
+
+def note_skips(skips: Sequence[Skip]) -> None:
+    """Note why events did not start flows; once for each, however often they are routed."""
+    now = clock.now()
+    sql.insert(
+        Admission,
+        {
+            "event_id": [skip.event_id for skip in skips],
+            "flow": [skip.flow_id for skip in skips],
+            "verdict": [Verdict.SKIP.value] * len(skips),
+            "reason": [skip.reason for skip in skips],
+            "decided_at": [now] * len(skips),
+        },
+    )
 
 
 def reruns(commands: Sequence[Routed], default_queue: str) -> list[Start]:
@@ -221,6 +250,17 @@ def _first_cancel_waits(start: Start) -> list[CancelWait]:
     return _cancel_waits(start.run_id, start.flow, start.trigger.event, 0, newer_than)
 
 
+def _rules_without_value(start: Start) -> Iterator[tuple[tuple[uuid.UUID, str], str]]:
+    """The cancel rules that nothing can match, since the run's own event lacks a value."""
+    if start.flow is None or not start.flow.cancel_on:
+        return
+    own = start.trigger.event.as_dict()
+    for number, rule in enumerate(start.flow.cancel_on):
+        if missing := rule.condition().missing(own):
+            about = (start.run_id, notes.cancel_rule(number))
+            yield about, notes.nothing_matches(start.trigger.name, missing)
+
+
 def _cancel_waits(
     run_id: uuid.UUID,
     flow: Flow | None,
@@ -229,8 +269,10 @@ def _cancel_waits(
     newer_than: tuple[datetime, int],
 ) -> list[CancelWait]:
     found = []
+    own = event.as_dict()
     for number, rule in enumerate(flow.cancel_on if flow else ()):
-        match = signatures.hash_of({**event.as_dict(), "name": rule.event}, _paths(rule))
+        asked = rule.condition()
+        match = signatures.hash_for(rule.event, asked, own)
         if match is None:  # the run's own event lacks the value: missing equals nothing
             continue
         wait = CancelWait(
@@ -238,6 +280,7 @@ def _cancel_waits(
             generation=generation,
             number=number,
             rule=rule,
+            asked=asked,
             match=match,
             newer_than=newer_than,
         )
@@ -255,7 +298,8 @@ def _insert_cancel_waits(waits: Sequence[CancelWait]) -> None:
         "kind": [WaitKind.CANCEL.value] * len(waits),
         "event_name": [w.rule.event for w in waits],
         "paths": [json.dumps(w.paths) for w in waits],
-        "criteria": [", ".join(w.paths) for w in waits],
+        "criteria": [", ".join(filter(None, [*w.paths, w.asked.residual])) for w in waits],
+        "expression": [w.asked.residual for w in waits],
         "match": [w.match for w in waits],
         "received_since": [w.newer_than[0] for w in waits],
         "eligible_from": [w.newer_than[1] for w in waits],
@@ -273,10 +317,6 @@ def _forget_failed_step(run_id: uuid.UUID, error: str | None) -> None:
         "AND state = 'failed'",
         {"run": run_id, "key": key},
     )
-
-
-def _paths(rule: CancelOn) -> tuple[str, ...]:
-    return () if rule.match is None else (".".join(keys.parse_path(rule.match)),)
 
 
 def _timeout(rule: CancelOn) -> timedelta:

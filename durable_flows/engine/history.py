@@ -77,6 +77,7 @@ class Waiting:
     event_name: str
     paths: tuple[str, ...]
     criteria: str
+    expression: str
     match: uuid.UUID
     eligible_from: int
     routed_since: datetime | None
@@ -149,8 +150,8 @@ def _read_failures(found: dict[uuid.UUID, History], generations: dict[uuid.UUID,
 def _read_waits(found: dict[uuid.UUID, History]) -> None:
     """Waits that no step row has the end of yet."""
     for run_id, outcome, *wait in sql.execute(
-        "SELECT w.run_id, w.outcome, w.id, w.key, w.event_name, w.paths, w.criteria, w.match, "
-        "w.eligible_from, w.routed_since, w.received_since, w.expires_at, "
+        "SELECT w.run_id, w.outcome, w.id, w.key, w.event_name, w.paths, w.criteria, w.expression, "
+        "w.match, w.eligible_from, w.routed_since, w.received_since, w.expires_at, "
         f"{stored.columns('e')} "
         "FROM durable_flows_wait w LEFT JOIN durable_flows_event e ON e.id = w.event_id "
         f"WHERE {sql.among('w.run_id', 'runs')} AND w.kind = 'step' AND w.outcome <> 'closed' "
@@ -163,15 +164,15 @@ def _read_waits(found: dict[uuid.UUID, History]) -> None:
 
 
 def _waiting(outcome: str, row: list[Any]) -> Waiting:
-    id_, key, name, paths, criteria, match, eligible_from, routed, received, expires_at, *event = (
-        row
-    )
+    id_, key, name, paths, criteria, expression, match, *row = row
+    eligible_from, routed, received, expires_at, *event = row
     return Waiting(
         id=sql.uid(id_),
         key=key,
         event_name=name,
         paths=tuple(json.loads(paths)),
         criteria=criteria,
+        expression=expression,
         match=sql.uid(match),
         eligible_from=eligible_from,
         routed_since=routed and sql.moment(routed),

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from django.db import InterfaceError, OperationalError
 
 from durable_flows import conf
-from durable_flows.engine import failpoints, signatures, sql
+from durable_flows.engine import failpoints, notes, signatures, sql
 from durable_flows.engine.history import Claim, Failure, History, Recorded, Waiting, size_of
 from durable_flows.errors import CancelAsked, LeaseLost, LimitExceeded, Suspend
 from durable_flows.rules import clock
@@ -50,11 +50,10 @@ _RECORD_FAILURE = (
     "%(now)s::timestamptz, %(next_at)s::timestamptz FROM mine WHERE true RETURNING n"
 )
 _REGISTER = (
-    _MINE
-    + "INSERT INTO durable_flows_wait (id, run_id, key, kind, event_name, paths, criteria, match, "
-    "eligible_from, routed_since, received_since, expires_at, created_at, outcome) "
+    _MINE + "INSERT INTO durable_flows_wait (id, run_id, key, kind, event_name, paths, criteria, "
+    "expression, match, eligible_from, routed_since, received_since, expires_at, created_at, outcome) "
     "SELECT %(id)s::uuid, run_id, %(key)s, 'step', %(name)s, %(paths)s, %(criteria)s, "
-    "%(match)s::uuid, %(from)s, "
+    "%(expression)s, %(match)s::uuid, %(from)s, "
     "%(routed_since)s::timestamptz, %(received_since)s::timestamptz, %(expires)s::timestamptz, "
     "%(now)s::timestamptz, '' FROM mine WHERE true ON CONFLICT DO NOTHING RETURNING id"
 )
@@ -262,6 +261,11 @@ class Journal:
             failpoints.reach("before_send_commit", key)
         return self._keep(*written)
 
+    def warn(self, about: str, message: str) -> None:
+        """Note, once, that something goes otherwise than the author of the flow may think."""
+        with self._answering():
+            notes.warn({(self.claim.run_id, about): message})
+
     def await_event(self, key: str, request: Waiting) -> Recorded:
         """The end of a wait: registered, looked back for, and recorded once it has ended.
 
@@ -295,6 +299,7 @@ class Journal:
                 "name": wait.event_name,
                 "paths": json.dumps(wait.paths),
                 "criteria": wait.criteria,
+                "expression": wait.expression,
                 "match": wait.match,
                 "from": wait.eligible_from,
                 "routed_since": wait.routed_since,

@@ -23,8 +23,10 @@ from durable_flows.engine import (
     admit,
     cancel,
     clocksync,
+    conditions,
     deployments,
     failpoints,
+    lookback,
     quarantine,
     ring,
     settle,
@@ -164,10 +166,11 @@ def _admit_batch(hand: _Hand, done: Routing) -> bool:
             return True
         hand.events = batch = _number(hand.events)
         failpoints.reach("events_numbered")
-        starts = _starts(batch)
+        starts, skips = _starts(batch)
         _backfill(signatures.write(admit.cancel_signatures(starts)), starts)
         _note_matches(batch, signatures.read({event.name for event in batch}))
         admit.start_runs(starts)
+        admit.note_skips(skips)
     done.queues |= {start.queue for start in starts}
     return True
 
@@ -192,19 +195,21 @@ def _settle_batch(hand: _Hand, done: Routing) -> None:
         open_ = stored.still_unrouted([event.id for event in hand.events])
         batch = [event for event in hand.events if event.id in open_]
         commands = [event for event in batch if event.name in _COMMANDS]
-        found = settle.offer(batch)
-        late = settle.look_back_for_cancels(_triggers_of_cancellable(batch))
+        judge = conditions.Judge()
+        found = settle.offer(batch, judge)
+        late = lookback.for_cancels(_triggers_of_cancellable(batch), judge)
         settle.lock_due({*found.run_ids, *(hit.run_id for hit in late), *_targets(commands)})
         retried, refused = _obey(commands)
-        again = settle.offer(batch, retried) if retried else settle.Found()
+        again = settle.offer(batch, judge, retried) if retried else settle.Found()
         done.queues |= settle.resume(found) | settle.resume(again)
         _cancel([*found.cancels, *late, *again.cancels])
+        judge.note()
         _mark_routed(batch, refused)
         failpoints.reach("before_routed_commit")
     done.events += len(batch)
 
 
-def _cancel(hits: Sequence[settle.CancelHit]) -> None:
+def _cancel(hits: Sequence[lookback.CancelHit]) -> None:
     """Cancel the runs whose rules were hit; where several were, for the first reason."""
     reasons = {hit.run_id: f"event {hit.event_name} {hit.event_id}" for hit in reversed(hits)}
     cancel.ask(reasons)
@@ -214,7 +219,7 @@ def _cancel(hits: Sequence[settle.CancelHit]) -> None:
 def _triggers_of_cancellable(batch: Sequence[Routed]) -> list[uuid.UUID]:
     """The events of which a run may have been started that has cancel rules."""
     flows = {flow.id for flow in registry if flow.cancel_on}
-    started = [event.id for event in batch if flows.intersection(_flows_of(event))]
+    started = [event.id for event in batch if flows.intersection(_flows_that_listen(event))]
     again = [start.trigger.id for start in _reruns(batch) if start.flow_id in flows]
     return started + again
 
@@ -249,16 +254,21 @@ def _number(batch: Sequence[Routed]) -> list[Routed]:
     return numbered
 
 
-def _starts(batch: Sequence[Routed]) -> list[admit.Start]:
-    """The runs that events ask for, in order."""
+def _starts(batch: Sequence[Routed]) -> tuple[list[admit.Start], list[admit.Skip]]:
+    """The runs that events ask for, in order, and where it could not be told."""
     default_queue = ring.default_queue()
     again = {start.asked.id: start for start in _reruns(batch)}
-    starts = []
+    starts, skips = [], []
     for event in batch:
         if event.id in again:
             starts.append(again[event.id])
-        starts += [admit.Start.of(flow_id, event, default_queue) for flow_id in _flows_of(event)]
-    return starts
+        asked = conditions.starts_of(event)
+        starts += [admit.Start.of(flow_id, event, default_queue) for flow_id in asked.flow_ids]
+        skips += [
+            admit.Skip(event_id=event.id, flow_id=flow_id, reason=reason)
+            for flow_id, reason in asked.failed.items()
+        ]
+    return starts, skips
 
 
 def _reruns(batch: Sequence[Routed]) -> list[admit.Start]:
@@ -267,7 +277,8 @@ def _reruns(batch: Sequence[Routed]) -> list[admit.Start]:
     return admit.reruns(commands, ring.default_queue())
 
 
-def _flows_of(event: Routed) -> list[str]:
+def _flows_that_listen(event: Routed) -> list[str]:
+    """The flows that it may have started."""
     if event.name == events.START:
         return [event.target]
     return [flow.id for flow in registry.listening(event.name)]

@@ -13,10 +13,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
 
-from durable_flows.engine import failpoints, ring, signatures, sql, stored
+from durable_flows.engine import failpoints, lookback, notes, ring, signatures, sql, stored
+from durable_flows.engine.conditions import Judge, Verdict
 from durable_flows.engine.history import Claim, Waiting
+from durable_flows.engine.lookback import CancelHit
 from durable_flows.engine.stored import Routed
 from durable_flows.errors import LeaseLost
 from durable_flows.models import Wait
@@ -24,15 +25,15 @@ from durable_flows.rules import clock
 from durable_flows.rules.events import Event
 from durable_flows.rules.states import WaitKind, WaitOutcome
 
-LOOK_BACK_AT_ONCE = 100  # events; a wait takes one of them, or none can be taken
-
-
 # -- the slice's side ------------------------------------------------------------------------
 
 
 def look_back(claim: Claim, wait: Waiting) -> Waiting:
     """End a committed wait by the oldest event that is already there, if there is one."""
-    for found in _candidates(claim, wait):
+    judge = Judge()
+    candidates = lookback.candidates(claim, wait, judge)
+    judge.note()
+    for found in candidates:
         settled = _settle(claim, wait, WaitOutcome.EVENT, found)
         if settled is not None:
             return settled
@@ -53,81 +54,6 @@ def last_look(claim: Claim, wait: Waiting) -> Waiting:
         return wait
     failpoints.reach("before_timeout", wait.key)
     return _settle(claim, wait, WaitOutcome.TIMEOUT, None) or wait
-
-
-def _candidates(claim: Claim, wait: Waiting) -> list[Event]:
-    """Routed events that may end the wait, oldest first, without locks.
-
-    Up to the number from which its signature is complete they are found by name, above it by hash.
-    """
-    complete = signatures.complete_from(wait.event_name, wait.paths)
-    found: list[Event] = []
-    if complete > wait.eligible_from:
-        found = _by_name(claim, wait, complete)
-    return found or _by_hash(claim, wait, max(complete, wait.eligible_from))
-
-
-def _by_hash(claim: Claim, wait: Waiting, above: int) -> list[Event]:
-    rows = _read_candidates(
-        claim,
-        wait,
-        "durable_flows_eventmatch m JOIN durable_flows_event e ON e.id = m.event_id "
-        "WHERE m.match = %(match)s::uuid AND m.routed > %(above)s",
-        order="e.deliver_at, e.arrival",
-        above=above,
-    )
-    return [stored.event(row[1:]) for row in rows]
-
-
-def _by_name(claim: Claim, wait: Waiting, most: int) -> list[Event]:
-    """For the first waits of a signature: events routed before it was known have no hash."""
-    above = wait.eligible_from
-    while True:
-        rows = _read_candidates(
-            claim,
-            wait,
-            "durable_flows_event e WHERE e.name = %(name)s "
-            "AND e.routed > %(above)s AND e.routed <= %(up_to)s",
-            order="e.routed",
-            above=above,
-            up_to=most,
-            name=wait.event_name,
-        )
-        events = [stored.event(row[1:]) for row in rows]
-        found = [
-            event
-            for event in events
-            if signatures.hash_of(event.as_dict(), wait.paths) == wait.match
-        ]
-        if found or len(rows) < LOOK_BACK_AT_ONCE:
-            return found
-        above = rows[-1][0]
-
-
-def _read_candidates(
-    claim: Claim, wait: Waiting, source: str, *, order: str, **params: Any
-) -> list[sql.Row]:
-    """The first candidates of a source, each with its number in the order of routing."""
-    return sql.execute(
-        f"SELECT e.routed, {stored.columns('e')} FROM {source} "
-        "AND e.id <> %(trigger)s AND e.deliver_at <= %(expires)s "
-        "AND (%(routed_since)s::timestamptz IS NULL OR e.routed_at IS NULL "
-        "OR e.routed_at >= %(routed_since)s::timestamptz) "
-        "AND (%(received_since)s::timestamptz IS NULL "
-        "OR e.received_at >= %(received_since)s::timestamptz) "
-        "AND NOT EXISTS (SELECT 1 FROM durable_flows_wait used WHERE used.run_id = %(run)s "
-        "AND used.match = %(match)s::uuid AND used.kind = 'step' AND used.event_id = e.id) "
-        f"ORDER BY {order} LIMIT {LOOK_BACK_AT_ONCE}",
-        {
-            "run": claim.run_id,
-            "trigger": claim.event_id,
-            "match": wait.match,
-            "routed_since": wait.routed_since,
-            "received_since": wait.received_since,
-            "expires": wait.expires_at,
-            **params,
-        },
-    )
 
 
 def _unrouted_in_time(wait: Waiting) -> bool:
@@ -181,25 +107,22 @@ def _as_settled(wait: Waiting) -> Waiting | None:
 
 
 @dataclass(frozen=True, slots=True)
-class CancelHit:
-    """An event that matches a run's cancel rule."""
-
-    run_id: uuid.UUID
-    wait_id: uuid.UUID
-    event_name: str
-    event_id: uuid.UUID
-
-
-@dataclass(frozen=True, slots=True)
 class _Pending:
     id: uuid.UUID
     run_id: uuid.UUID
+    key: str
     kind: str
     match: uuid.UUID
+    expression: str
     eligible_from: int
     received_since: datetime | None
     expires_at: datetime
     trigger: uuid.UUID
+
+    @property
+    def about(self) -> str:
+        """What a warning says it is about."""
+        return notes.cancel_rule(self.key) if self.kind == WaitKind.CANCEL else self.key
 
     def takes(self, routed: Routed) -> bool:
         """Whether this event may end it."""
@@ -234,13 +157,18 @@ class Found:
         ]
 
 
-def offer(batch: Sequence[Routed], run_ids: Iterable[uuid.UUID] | None = None) -> Found:
-    """Offer events to every pending wait, or to those of some runs only. Writes nothing."""
+def offer(
+    batch: Sequence[Routed], judge: Judge, run_ids: Iterable[uuid.UUID] | None = None
+) -> Found:
+    """Offer events to every pending wait, or to those of some runs only. Writes nothing.
+
+    What the judge could not decide is to be noted under the locks.
+    """
     by_hash = _by_signatures(batch)
     waits = _read_pending(list(by_hash))
     if run_ids is not None:
         waits = [wait for wait in waits if wait.run_id in set(run_ids)]
-    return Found(tuple(_take(waits, by_hash)))
+    return Found(tuple(_take(waits, by_hash, _accepting(waits, judge))))
 
 
 def resume(found: Found) -> set[str]:
@@ -254,49 +182,37 @@ def resume(found: Found) -> set[str]:
     return queues
 
 
+def _accepting(waits: Sequence[_Pending], judge: Judge) -> dict[uuid.UUID, Verdict]:
+    """What decides on candidates, for the waits that have an expression."""
+    particular = [wait for wait in waits if wait.expression]
+    own = stored.events_by_id({wait.trigger for wait in particular})
+    return {
+        wait.id: judge.of(wait.run_id, wait.about, wait.expression, own[wait.trigger])
+        for wait in particular
+        if wait.trigger in own
+    }
+
+
 def _take(
-    waits: Sequence[_Pending], by_hash: Mapping[uuid.UUID, Sequence[Routed]]
+    waits: Sequence[_Pending],
+    by_hash: Mapping[uuid.UUID, Sequence[Routed]],
+    accepting: Mapping[uuid.UUID, Verdict],
 ) -> list[tuple[_Pending, Routed]]:
-    """Pair each wait with the first event it takes; a run uses an event once for waits of one key."""
-    used: set[tuple[uuid.UUID, uuid.UUID, str, uuid.UUID]] = set()
+    """Pair each wait with the first event it takes; a run uses an event once for one condition."""
+    used: set[tuple[uuid.UUID, uuid.UUID, str, str, uuid.UUID]] = set()
     taken = []
     for wait in waits:
-        for event in by_hash[wait.match]:
-            use = (wait.run_id, wait.match, wait.kind, event.id)
-            if wait.takes(event) and use not in used:
-                used.add(use)
-                taken.append((wait, event))
-                break
+        accepts = accepting.get(wait.id)
+        for routed in by_hash[wait.match]:
+            use = (wait.run_id, wait.match, wait.expression, wait.kind, routed.id)
+            if not wait.takes(routed) or use in used:
+                continue
+            if wait.expression and not (accepts and accepts(routed.event)):
+                continue
+            used.add(use)
+            taken.append((wait, routed))
+            break
     return taken
-
-
-def look_back_for_cancels(triggers: Sequence[uuid.UUID]) -> list[CancelHit]:
-    """Events newer than their trigger that were routed before these triggers' runs were there.
-
-    Asked of the tables and not of memory: the router that admitted the runs may be dead.
-    """
-    if not triggers:
-        return []
-    rows = sql.execute(
-        "SELECT run_id, wait_id, event_name, event_id FROM ("
-        "SELECT w.run_id, w.id AS wait_id, w.event_name, ("
-        "SELECT e.id FROM durable_flows_eventmatch m "
-        "JOIN durable_flows_event e ON e.id = m.event_id "
-        "WHERE m.match = w.match AND m.routed > t.mark AND m.routed < r.mark "
-        "AND e.deliver_at <= w.expires_at "
-        "AND (e.deliver_at, e.arrival) > (w.received_since, w.eligible_from) "
-        "ORDER BY m.routed LIMIT 1) AS event_id "
-        "FROM durable_flows_run r JOIN durable_flows_event t ON t.id = r.event_id "
-        "JOIN durable_flows_wait w ON w.run_id = r.id "
-        f"WHERE {sql.among('r.event_id', 'triggers')} "
-        "AND w.kind = 'cancel' AND w.settled_at IS NULL) hits WHERE event_id IS NOT NULL",
-        {"triggers": list(triggers)},
-    )
-    failpoints.reach("looked_back_for_cancels")
-    return [
-        CancelHit(sql.uid(run_id), sql.uid(wait_id), name, sql.uid(event_id))
-        for run_id, wait_id, name, event_id in rows
-    ]
 
 
 def end_cancel_waits(hits: Iterable[CancelHit]) -> None:
@@ -344,8 +260,9 @@ def _read_pending(hashes: list[uuid.UUID]) -> list[_Pending]:
     if not hashes:
         return []
     rows = sql.execute(
-        "SELECT w.id, w.run_id, w.kind, w.match, w.eligible_from, w.received_since, w.expires_at, "
-        "r.event_id FROM durable_flows_wait w JOIN durable_flows_run r ON r.id = w.run_id "
+        "SELECT w.id, w.run_id, w.key, w.kind, w.match, w.expression, w.eligible_from, "
+        "w.received_since, w.expires_at, r.event_id "
+        "FROM durable_flows_wait w JOIN durable_flows_run r ON r.id = w.run_id "
         f"WHERE {sql.among('w.match', 'hashes')} AND w.settled_at IS NULL",
         {"hashes": hashes},
     )
@@ -353,14 +270,16 @@ def _read_pending(hashes: list[uuid.UUID]) -> list[_Pending]:
         _Pending(
             id=sql.uid(id_),
             run_id=sql.uid(run_id),
+            key=key,
             kind=kind,
             match=sql.uid(match),
+            expression=expression,
             eligible_from=eligible_from,
             received_since=since and sql.moment(since),
             expires_at=sql.moment(expires_at),
             trigger=sql.uid(trigger),
         )
-        for id_, run_id, kind, match, eligible_from, since, expires_at, trigger in rows
+        for id_, run_id, key, kind, match, expression, eligible_from, since, expires_at, trigger in rows
     ]
 
 
@@ -379,6 +298,7 @@ def _end(
         "WHERE durable_flows_wait.id = t.id AND durable_flows_wait.settled_at IS NULL "
         "AND NOT EXISTS (SELECT 1 FROM durable_flows_wait used "
         "WHERE used.run_id = durable_flows_wait.run_id AND used.match = durable_flows_wait.match "
+        "AND used.expression = durable_flows_wait.expression "
         "AND used.kind = durable_flows_wait.kind AND used.event_id = t.event_id) "
         "RETURNING durable_flows_wait.id",
         {"now": clock.now(), "outcome": outcome, **columns},

@@ -14,6 +14,7 @@ from typing import Any
 from durable_flows.engine import sql
 from durable_flows.models import Signature
 from durable_flows.rules import keys
+from durable_flows.rules.equalities import Condition
 from durable_flows.rules.events import Event
 
 Paths = tuple[str, ...]
@@ -91,6 +92,14 @@ def hash_of(document: Mapping[str, Any], paths: Paths) -> uuid.UUID | None:
     if any(value is keys.MISSING for value in values):
         return None
     return keys.match_hash(document["name"], paths, values)
+
+
+def hash_for(event_name: str, asked: Condition, own: Mapping[str, Any]) -> uuid.UUID | None:
+    """What an event of this name must match; None if the run's own event lacks a value it is to have."""
+    values = asked.values(own)
+    if any(value is keys.MISSING for value in values):
+        return None
+    return keys.match_hash(event_name, asked.paths, values)
 
 
 def hashes_of(event: Event, signatures: Signatures) -> list[uuid.UUID]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -61,6 +61,17 @@ def event(row: Sequence[Any]) -> Event:
         v=v or None,
         public_id=public_id,
     )
+
+
+def events_by_id(ids: Collection[uuid.UUID]) -> dict[uuid.UUID, Event]:
+    """The events of these ids that are still kept; no statement if none is asked for."""
+    if not ids:
+        return {}
+    rows = sql.execute(
+        f"SELECT {columns('e')} FROM durable_flows_event e WHERE {sql.among('e.id', 'ids')}",
+        {"ids": sorted(ids)},
+    )
+    return {sql.uid(row[0]): event(row) for row in rows}
 
 
 def event_id(found: Event) -> uuid.UUID:

@@ -6,7 +6,7 @@ import functools
 import inspect
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar, overload
 from django.utils import timezone
 
 from durable_flows import conf
-from durable_flows.engine import failpoints, signatures
+from durable_flows.engine import failpoints, notes, signatures
 from durable_flows.engine.history import Claim, Recorded, Waiting
 from durable_flows.engine.journal import Journal
 from durable_flows.errors import (
@@ -33,9 +33,10 @@ from durable_flows.errors import (
 )
 from durable_flows.rules import clock, durations, keys, outcomes, payload
 from durable_flows.rules.backoff import Retries
+from durable_flows.rules.equalities import Condition
 from durable_flows.rules.events import Event, as_list
 from durable_flows.rules.lookback import LookBack
-from durable_flows.rules.options import check_event_name, longest_wait
+from durable_flows.rules.options import awaited, check_awaited_name, longest_wait
 from durable_flows.rules.states import ACTIONS, StepKind, StepState
 
 T = TypeVar("T")
@@ -187,6 +188,7 @@ class Step:
         event: str,
         timeout: str | float | timedelta,
         match: str | None = None,
+        if_: str | None = None,
         since: Since = None,
     ) -> Event | None:
         """Wait for an event, holding no worker.
@@ -197,6 +199,10 @@ class Step:
             timeout: how long to wait; at most 366 days.
             match: a path, e.g. ``"data.cart_id"``, at which the run's own event and the awaited one
                 must hold the same value.
+            if_: an expression over ``event``, the run's own event, and ``async``, the awaited one,
+                e.g. ``"async.data.order == event.data.order && async.data.total > 100"``. With
+                ``match`` both must hold. An event on which it comes to nothing, because a field is
+                missing or types do not fit, does not match, and a warning is left on the run.
             since: from when on events count. By default every event since before the last action
                 (`run`, `send_event`) is seen, so that no reply is too fast. ``"run"``: since the
                 trigger; ``"now"``; or an aware datetime, compared with when events were received.
@@ -206,12 +212,14 @@ class Step:
 
         Raises:
             InvalidDuration, InvalidKey, InvalidOption: an argument cannot be read.
+            InvalidExpression: ``if_`` cannot be read, or needs an extra that is not installed.
             MissingMatch: the run's own event has no value at ``match``.
         """
         key = self._enter(id)
         recorded = self._journal.recorded(key)
         if recorded is None:
-            request = self._request(key, event, timeout, match, since)
+            asked = awaited(match, if_, f"step.wait_for_event({key!r})")
+            request = self._request(key, event, timeout, asked, since, match)
             recorded = self._journal.await_event(key, request)
         self._looking.waited(recorded.mark)
         self._journal.check()
@@ -344,34 +352,46 @@ class Step:
         key: str,
         event: str,
         timeout: str | float | timedelta,
-        match: str | None,
+        asked: Condition,
         since: Since,
+        match: str | None,
     ) -> Waiting:
         what = f"step.wait_for_event({key!r})"
-        name = check_event_name(event, what)
+        name = check_awaited_name(event, what)
         expires_at = clock.now() + longest_wait(timeout, what=f"{what}, timeout=")
-        paths = () if match is None else (".".join(keys.parse_path(match, what=f"{what}, match=")),)
-        trigger = self._journal.claim.event
-        hash_ = signatures.hash_of({**trigger.as_dict(), "name": name}, paths)
-        if hash_ is None:
-            raise MissingMatch(
-                f"{what}: the run's own event {trigger.name!r} has no value at {match!r}, so nothing "
-                "could ever match; send it with that value, or match on another path"
-            )
+        claim = self._journal.claim
+        id_ = keys.wait_id(claim.run_id, key, claim.generation)
+        own = claim.event.as_dict()
+        # an id is the hash of no event: what lacks a value of its own matches nothing
+        hash_ = signatures.hash_for(name, asked, own) or id_
+        if missing := asked.missing(own):
+            self._say_missing(key, missing, match)
         looking = self._looking
         position = looking.trigger if since == "run" else looking.eligible
         return Waiting(
-            id=keys.wait_id(self._journal.claim.run_id, key, self._journal.claim.generation),
+            id=id_,
             key=key,
             event_name=name,
-            paths=paths,
-            criteria=", ".join(f"{p} = {_shown(trigger, p)}" for p in paths),
+            paths=asked.paths,
+            criteria=_criteria(asked, own),
+            expression=asked.residual,
             match=hash_,
             eligible_from=0 if isinstance(since, datetime) else position.mark,
             routed_since=None if isinstance(since, datetime) else position.since,
             received_since=_received_since(since, what),
             expires_at=expires_at,
         )
+
+    def _say_missing(self, key: str, missing: Sequence[str], match: str | None) -> None:
+        """Nothing can ever match: an error if the path was given as ``match``, else a warning."""
+        trigger = self._journal.claim.event
+        if match is not None and match.removeprefix("event.") in missing:
+            raise MissingMatch(
+                f"step.wait_for_event({key!r}): the run's own event {trigger.name!r} has no value at "
+                f"{match!r}, so nothing could ever match; send it with that value, or match on "
+                "another path"
+            )
+        self._journal.warn(key, notes.nothing_matches(trigger.name, missing))
 
     def _answer(self, recorded: Recorded) -> Any:
         """A recorded step's result, or its failure."""
@@ -454,7 +474,14 @@ def _received_since(since: Since, what: str) -> datetime | None:
     return since
 
 
-def _shown(event: Event, path: str) -> str:
+def _criteria(asked: Condition, own: Mapping[str, Any]) -> str:
+    """What a wait matches, for people."""
+    equalities = zip(asked.paths, asked.values(own), strict=True)
+    parts = [f"{path} = {_shown(value)}" for path, value in equalities]
+    return ", ".join([*parts, asked.residual] if asked.residual else parts)
+
+
+def _shown(value: Any) -> str:
     """A matched value for people, cut to a length that a list can show."""
-    text = repr(keys.read(event.as_dict(), keys.parse_path(path)))
+    text = repr(value)
     return text if len(text) <= 80 else f"{text[:79]}…"

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from durable_flows.errors import InvalidKey
 
-_FIELDS: Final = ("name", "data", "user", "id", "ts", "v")
+FIELDS: Final = ("name", "data", "user", "id", "ts", "v")
 
 
 @final
@@ -57,9 +57,9 @@ def parse_path(path: str, *, what: str = "match") -> tuple[str, ...]:
         raise InvalidKey(
             f'{what}: {path!r} has an empty segment; write names with single dots: "data.cart_id"'
         )
-    if segments[0] not in _FIELDS:
+    if segments[0] not in FIELDS:
         raise InvalidKey(
-            f"{what}: {path!r} does not start with a field of an event ({', '.join(_FIELDS)});"
+            f"{what}: {path!r} does not start with a field of an event ({', '.join(FIELDS)});"
             f' did you mean "data.{".".join(segments)}"?'
         )
     return segments
@@ -73,6 +73,13 @@ def read(document: Mapping[str, Any], path: tuple[str, ...]) -> Any:
             return MISSING
         found = found.get(segment, MISSING)
     return found
+
+
+def equal(one: Any, other: Any) -> bool:
+    """Whether two JSON values are the same, as `match_hash` compares them; `MISSING` equals nothing."""
+    if one is MISSING or other is MISSING:
+        return False
+    return _spelled(one) == _spelled(other)
 
 
 def match_hash(name: str, paths: Sequence[str], values: Sequence[Any]) -> UUID:
@@ -111,10 +118,14 @@ def wait_id(run_id: UUID, key: str, generation: int = 0) -> UUID:
 
 
 def _hash(purpose: bytes, value: Any) -> UUID:
+    digest = blake2b(_spelled(value), digest_size=16, person=purpose).digest()
+    return _version_8(int.from_bytes(digest, "big"))
+
+
+def _spelled(value: Any) -> bytes:
     parts: list[bytes] = []
     _write(value, parts)
-    digest = blake2b(b"".join(parts), digest_size=16, person=purpose).digest()
-    return _version_8(int.from_bytes(digest, "big"))
+    return b"".join(parts)
 
 
 def _version_8(number: int) -> UUID:

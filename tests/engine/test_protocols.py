@@ -11,7 +11,7 @@ from django.db import OperationalError
 
 from durable_flows import CancelOn, Event, Fixed, Retries, Step, StepError, cancel, flow, retry
 from durable_flows import Run as RunInfo
-from durable_flows.engine import batch, execute, failpoints, ingest, leases, ring, settle, sql
+from durable_flows.engine import batch, execute, failpoints, ingest, leases, lookback, ring, sql
 from durable_flows.engine.claim import claim
 from durable_flows.engine.route import route
 from durable_flows.models import Due, Run, Wait
@@ -342,7 +342,7 @@ def test_a_matched_wait_found_again_by_another_worker_still_finds_its_reply() ->
 
 
 def test_a_first_wait_of_its_kind_finds_its_reply_behind_any_number_of_others() -> None:
-    others = 2 * settle.LOOK_BACK_AT_ONCE + 1
+    others = 2 * lookback.AT_ONCE + 1
 
     def ask() -> None:
         ingest.send([Event("a/replied", {"k": 0})] * others + [Event("a/replied", {"k": 1})])

@@ -1,0 +1,41 @@
+"""What is noted about a run for those who wonder why it does not do what they thought."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+
+from durable_flows.engine import sql
+from durable_flows.models import RunWarning
+from durable_flows.rules import clock
+
+
+def warn(warnings: Mapping[tuple[uuid.UUID, str], str]) -> None:
+    """Note warnings: (run, what it is about) → message. The first about anything stands.
+
+    Whoever holds locks notes last: two may note the same, and one waits for the other.
+    """
+    rows = sorted(warnings.items())
+    now = clock.now()
+    sql.insert(
+        RunWarning,
+        {
+            "run_id": [run_id for (run_id, _), _ in rows],
+            "about": [about for (_, about), _ in rows],
+            "message": [message for _, message in rows],
+            "warned_at": [now] * len(rows),
+        },
+    )
+
+
+def cancel_rule(number: int | str) -> str:
+    """How a warning names one of a flow's cancel rules."""
+    return f"cancel_on[{number}]"
+
+
+def nothing_matches(event_name: str, missing: Sequence[str]) -> str:
+    """A condition compares with a value that the run's own event does not have."""
+    return (
+        f"the run's own event {event_name!r} has no value at {', '.join(missing)}: "
+        "no event can ever match"
+    )
