@@ -44,6 +44,7 @@ from durable_flows.rules.states import DueState, RunState
 logger = logging.getLogger(__name__)
 
 SOON = 1.0  # real seconds after which others may claim a run whose flow this process does not know
+SPREAD = 1.0  # real seconds between two calls for one more worker by one that is at work
 STALE = 0.1  # real seconds after which a claim that has not begun is looked at again
 
 
@@ -115,7 +116,7 @@ def drain(queue: str, *, seconds: float | None = None) -> int:
     budget = conf.settings().DRAIN_SECONDS if seconds is None else seconds
     until = time.monotonic() + budget
     clocksync.synchronise()
-    count = 0
+    count, spread_at = 0, 0.0
     while not stopping.is_set():
         if time.monotonic() >= until:
             ring.drain(queue)  # another task goes on where this one stops
@@ -123,8 +124,9 @@ def drain(queue: str, *, seconds: float | None = None) -> int:
         batch = claim(queue, conf.settings().CLAIM_BATCH)
         if not batch:
             break
-        if len(batch) == conf.settings().CLAIM_BATCH:
-            ring.drain(queue)  # a burst spreads over the workers
+        if len(batch) == conf.settings().CLAIM_BATCH and time.monotonic() >= spread_at:
+            ring.drain(queue)  # a burst spreads over the workers: each calls one more
+            spread_at = time.monotonic() + SPREAD
         _execute_batch(batch)
         count += len(batch)
     return count
