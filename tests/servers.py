@@ -45,9 +45,12 @@ class ServerError(RuntimeError):
 
 
 @contextlib.contextmanager
-def postgres_server() -> Iterator[PostgresServer]:
-    """Run a PostgreSQL of our own: one superuser, trusted, and durability as it comes."""
-    server = PostgresServer()
+def postgres_server(*, durable: bool = True) -> Iterator[PostgresServer]:
+    """Run a PostgreSQL of our own: one superuser, trusted.
+
+    ``durable=False`` where nothing but clients may die: it does not wait for the disk then.
+    """
+    server = PostgresServer(durable=durable)
     try:
         server.start()
         yield server
@@ -185,6 +188,10 @@ class PostgresServer(Server):
     user = "durable_flows"
     dbname = "postgres"
 
+    def __init__(self, *, durable: bool = True) -> None:
+        super().__init__()
+        self.durable = durable
+
     @property
     def dsn(self) -> str:
         return f"host={self.host} port={self.port} user={self.user} dbname={self.dbname}"
@@ -224,6 +231,8 @@ class PostgresServer(Server):
             "unix_socket_directories": "",
             "logging_collector": "off",
         }
+        if not self.durable:
+            settings |= {"fsync": "off", "full_page_writes": "off"}
         options = [f"--{name}={value}" for name, value in settings.items()]
         return [str(self._bin / "postgres"), "-D", str(self.data), *options]
 

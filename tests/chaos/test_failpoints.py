@@ -22,6 +22,13 @@ AT_ONCE = 4  # cases: most of their time they wait, for leases and timers
 
 #: Who comes to these places; all others are on the way of `flows tick --loop`.
 WORKER = {"tick_taken": (*CELERY, "-P", "solo")}
+#: An event that cannot be routed: the journeys themselves have none.
+SPOIL = """
+CREATE TEMP TABLE spoilt AS SELECT * FROM durable_flows_event WHERE name = 'trip/called-off' LIMIT 1;
+UPDATE spoilt SET id = gen_random_uuid(), arrival = arrival + 1000000, data = '{';
+INSERT INTO durable_flows_event SELECT * FROM spoilt;
+"""
+BEFORE = {"before_quarantine": SPOIL}
 #: Where the process dies with a step done and not recorded.
 STEP_IN_HAND = {"step_ran", "before_atomic_commit", "before_give_back", "given_back"}
 
@@ -35,10 +42,14 @@ def case(
 ) -> Iterator[Case]:
     """Plays the case of a place: all that were asked for play at once."""
     directory = tmp_path_factory.mktemp("failpoints")
-    with postgres_server() as postgres, ExitStack() as every, ThreadPoolExecutor(AT_ONCE) as pool:
+    with (
+        postgres_server(durable=False) as postgres,
+        ExitStack() as every,
+        ThreadPoolExecutor(AT_ONCE) as pool,
+    ):
         sent = Project(postgres, "sent", directory)
         sent.create()
-        sent.run("-m", "tests.chaos.errands.send", "0", str(TRIPS - 1), "0")
+        sent.run("-m", "tests.chaos.errands.send", str(TRIPS))
 
         @cache
         def start(place: str) -> tuple[Project, Future[int]]:
@@ -55,6 +66,7 @@ def case(
 
 def play(project: Project, place: str) -> int:
     """Let a process die at a place and another finish. Returns the id of the dead one."""
+    project.execute(BEFORE.get(place, ""))
     victim = project.start(*WORKER.get(place, TICK), failpoint=f"{place}:1")
     assert victim.wait(60) == -signal.SIGKILL, project.said()
     finisher = project.start(*TICK)
@@ -68,6 +80,8 @@ def play(project: Project, place: str) -> int:
 def test_what_a_killed_process_leaves_is_finished_by_the_next(place: str, case: Case) -> None:
     project, killed = case(place)
     project.check(TRIPS)
+    quarantined = project.count("durable_flows_event WHERE quarantined")
+    assert quarantined == (place == "before_quarantine")
     repeated = +project.repeated()
     assert repeated <= project.in_hand({killed})
     assert bool(repeated) == (place in STEP_IN_HAND)

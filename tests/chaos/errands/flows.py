@@ -28,8 +28,8 @@ def journey(event: Event, step: Step, run: Run) -> list[Any]:
         return "done"
 
     def write() -> None:
-        witness.tell(run.id, "write", alias="default")
         witness.tell(run.id, "write")
+        witness.tell(run.id, "write", alias="default")
 
     step.run("pack", witness.tell, run.id, "pack")
     faltered = step.run("falter", falter)

@@ -22,6 +22,7 @@ from tests.servers import PostgresServer
 ROOT = Path(__file__).parents[3]
 PATIENCE = 120.0  # seconds
 
+WITNESS = "witness"
 MIGRATE = ("manage.py", "migrate", "-v0")
 TICK = ("manage.py", "flows", "tick", "--loop", "--interval", "0.1")
 CELERY = ("-m", "celery", "-A", "tests.chaos.errands", "worker", "-l", "warning")
@@ -49,26 +50,18 @@ class Project:
         self._connections: dict[str, psycopg.Connection] = {}
         self._processes: list[subprocess.Popen[bytes]] = []
 
-    @property
-    def witness(self) -> str:
-        return f"{self.name}_witness"
-
     def create(self) -> None:
         """Make the databases with their tables."""
-        for name in (self.name, self.witness):
+        for name in (self.name, WITNESS):
             self._administer(f"CREATE DATABASE {name}")
-        self.run(*MIGRATE)
-        for name in (self.name, self.witness):
             with psycopg.connect(self.postgres.dsn, dbname=name) as connection:
                 connection.execute(witness.TABLE)
-                connection.execute(witness.INDEX)
+        self.run(*MIGRATE)
 
     def copy(self, name: str, directory: Path) -> Project:
-        """The same once more; nobody may be connected to this one meanwhile."""
-        new = Project(self.postgres, name, directory)
-        self._administer(f"CREATE DATABASE {new.name} TEMPLATE {self.name}")
-        self._administer(f"CREATE DATABASE {new.witness} TEMPLATE {self.witness}")
-        return new
+        """The same project once more, and the same witness; nobody may work on this one meanwhile."""
+        self._administer(f"CREATE DATABASE {name} TEMPLATE {self.name}")
+        return Project(self.postgres, name, directory)
 
     def _administer(self, sql: str) -> None:
         with psycopg.connect(self.postgres.dsn, autocommit=True) as connection:
@@ -113,13 +106,28 @@ class Project:
 
     # -- the books -------------------------------------------------------------------------
 
-    def query(self, sql: str, *, of_witness: bool = False) -> list[tuple[Any, ...]]:
-        name = self.witness if of_witness else self.name
-        if name not in self._connections:
-            self._connections[name] = psycopg.connect(
-                self.postgres.dsn, dbname=name, autocommit=True
+    def query(self, sql: str) -> list[tuple[Any, ...]]:
+        """Ask the app's database."""
+        return self._connected(self.name).execute(sql.encode()).fetchall()
+
+    def execute(self, sql: str) -> None:
+        """Change the app's database."""
+        self._connected(self.name).execute(sql.encode())
+
+    def seen(self, columns: str = "run::text, step") -> list[tuple[Any, ...]]:
+        """What the witness has seen, in order."""
+        sql = f"SELECT {columns} FROM effect WHERE project = '{self.name}' ORDER BY n"
+        return self._connected(WITNESS).execute(sql.encode()).fetchall()
+
+    def _connected(self, database: str) -> psycopg.Connection:
+        if database not in self._connections:
+            self._connections[database] = psycopg.connect(
+                self.postgres.dsn, dbname=database, autocommit=True
             )
-        return self._connections[name].execute(sql.encode()).fetchall()
+        return self._connections[database]
+
+    def count(self, table: str) -> int:
+        return int(self.query(f"SELECT count(*) FROM {table}")[0][0])
 
     def unfinished(self) -> dict[str, int]:
         """What is still to be done, of each kind of which there is something."""
@@ -174,22 +182,15 @@ class Project:
             "WHERE s.kind = 'run' AND r.flow <> 'mender'"
         )
         recorded = {(str(run), step): int(n) for run, step, n in rows}
-        done = Counter(
-            (str(run), step)
-            for run, step in self.query("SELECT run, step FROM effect", of_witness=True)
-            if step != "mended"
-        )
+        done = Counter((run, step) for run, step in self.seen() if step != "mended")
         assert done.keys() == recorded.keys(), "what was recorded was done, and the reverse"
         assert all(done[step] >= n for step, n in recorded.items())
         return Counter({step: n - recorded[step] for step, n in done.items()})
 
     def in_hand(self, pids: Collection[int]) -> Counter[tuple[str, str]]:
         """What these processes did last: (run, step) → how many of them."""
-        rows = self.query(
-            "SELECT DISTINCT ON (pid) pid, run, step FROM effect ORDER BY pid, n DESC",
-            of_witness=True,
-        )
-        return Counter((str(run), step) for pid, run, step in rows if pid in pids)
+        last = {pid: (run, step) for pid, run, step in self.seen("pid, run::text, step")}
+        return Counter(step for pid, step in last.items() if pid in pids)
 
 
 JOURNEY = ("pack", "falter", "ask", "answer", "rest", "silence", "write", "unpack")

@@ -1,28 +1,51 @@
-"""``python -m tests.chaos.errands.send FIRST LAST SECONDS``: errands of these numbers, in this time."""
+"""``python -m tests.chaos.errands.send [TRIPS]``: so many errands; without a number until SIGTERM."""
 
 from __future__ import annotations
 
+import itertools
+import signal
 import sys
-import time
+import threading
+from typing import Any
 
 import django
 
+ENOUGH = 150  # unfinished runs: everybody has something in hand
+PAUSE = 0.1  # seconds
 
-def main(first: int, last: int, seconds: float) -> None:
-    django.setup()
+told = threading.Event()
+
+
+def send_errands(trip: int) -> None:
+    """What one number of errands is."""
     from durable_flows import send
 
-    for trip in range(first, last + 1):
-        data = {"trip": trip}
-        send("trip/heavy", {**data, "seconds": 1.2 if trip == 0 else 0.01})
-        send("trip/began", data)
-        if trip % 2 == 0:
-            send("trip/broken", data)
-        if trip % 3 == 0:
-            send("trip/doomed", {**data, "doomed": trip})
-            send("trip/called-off", {"doomed": trip})
-        time.sleep(seconds / (last + 1 - first))
+    data: dict[str, Any] = {"trip": trip}
+    send("trip/heavy", {**data, "seconds": 1.2 if trip == 0 else trip % 10 / 30})
+    send("trip/began", data)
+    if trip % 2 == 0:
+        send("trip/broken", data)
+    if trip % 3 == 0:
+        send("trip/doomed", {**data, "doomed": trip})
+        send("trip/called-off", {"doomed": trip})
+
+
+def send_until_told() -> None:
+    from durable_flows.models import Due
+
+    signal.signal(signal.SIGTERM, lambda *_: told.set())
+    for trip in itertools.count():
+        send_errands(trip)
+        while not told.wait(PAUSE) and Due.objects.count() > ENOUGH:
+            pass
+        if told.is_set():
+            return
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))
+    django.setup()
+    if len(sys.argv) > 1:
+        for number in range(int(sys.argv[1])):
+            send_errands(number)
+    else:
+        send_until_told()

@@ -30,7 +30,7 @@ INSTALLED_APPS = [
 
 DATABASES = {
     "default": database(os.environ["ERRANDS_DATABASE"]),
-    "witness": database(os.environ["ERRANDS_DATABASE"] + "_witness"),
+    "witness": database("witness"),
 }
 
 DURABLE_FLOWS = {

@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import os
+import random
+import time
 
 from django.db import connections
 
-#: Both databases have this table; in the app's own one, atomic steps write.
-TABLE = (
-    "CREATE TABLE effect (n bigserial, run uuid NOT NULL, step text NOT NULL, pid integer NOT NULL)"
-)
-INDEX = "CREATE INDEX effect_run ON effect (run)"
+#: The witness has this table, and so has the app's database: there atomic steps write.
+TABLE = """
+CREATE TABLE effect (
+    n bigserial, project text NOT NULL, run uuid NOT NULL, step text NOT NULL, pid integer NOT NULL
+);
+CREATE INDEX effect_run ON effect (project, run);
+"""
+PROJECT = os.environ.get("ERRANDS_DATABASE", "")
+#: Seconds that an effect takes at most, after it is seen and before it is reported.
+EFFORT = float(os.environ.get("ERRANDS_EFFORT", "0"))
 
 
 def tell(run: str, step: str, alias: str = "witness") -> None:
     """Something is done now."""
     with connections[alias].cursor() as cursor:
         cursor.execute(
-            "INSERT INTO effect (run, step, pid) VALUES (%s, %s, %s)", [run, step, os.getpid()]
+            "INSERT INTO effect (project, run, step, pid) VALUES (%s, %s, %s, %s)",
+            [PROJECT, run, step, os.getpid()],
         )
+    time.sleep(random.uniform(0, EFFORT))
 
 
 def times(run: str, step: str) -> int:
     """How often it was done."""
     with connections["witness"].cursor() as cursor:
-        cursor.execute("SELECT count(*) FROM effect WHERE run = %s AND step = %s", [run, step])
+        cursor.execute(
+            "SELECT count(*) FROM effect WHERE project = %s AND run = %s AND step = %s",
+            [PROJECT, run, step],
+        )
         return int(cursor.fetchone()[0])
