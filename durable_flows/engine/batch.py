@@ -11,11 +11,10 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-from django.db import InterfaceError, OperationalError
-
 from durable_flows.engine import failpoints, finish, leases, native, ring, sql
 from durable_flows.engine.finish import Ending
 from durable_flows.engine.history import Claim
+from durable_flows.engine.persist import until_answered
 from durable_flows.models import Due
 from durable_flows.rules import clock
 
@@ -120,12 +119,11 @@ class Batch:
 
 
 def _end_patiently(ends: Sequence[Ending]) -> None:
-    """Once more if the database gives no answer: ends are fenced, writing them again is safe."""
-    try:
-        finish.end(ends)
-    except (OperationalError, InterfaceError):
-        sql.tend()
-        finish.end(ends)
+    """Again if the database gives no answer: ends are fenced, writing them twice is safe."""
+    until_answered(
+        lambda again: finish.end(ends),
+        seconds=lambda: max((leases.left(e.run_id, e.lease) for e in ends), default=0.0),
+    )
 
 
 def look_after_all() -> None:

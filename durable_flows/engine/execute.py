@@ -28,6 +28,7 @@ from durable_flows.engine.claim import claim
 from durable_flows.engine.finish import Ending
 from durable_flows.engine.history import Claim, History, histories
 from durable_flows.engine.journal import Journal
+from durable_flows.engine.persist import until_answered
 from durable_flows.engine.tools import ENDS_OF_A_SLICE, Run, Step
 from durable_flows.errors import (
     CancelAsked,
@@ -138,8 +139,7 @@ def _execute_batch(claims: list[Claim]) -> None:
         past = histories([claimed for claimed in claims if claimed.has_history])
         failpoints.reach("histories_read")
         while not stopping.is_set() and (claimed := batch.next()) is not None:
-            if batch.age < STALE or _still_wanted(claimed):
-                _execute_one(batch, claimed, past.get(claimed.run_id, History()))
+            _execute_one(batch, claimed, past.get(claimed.run_id, History()))
             sql.tend()
     finally:
         batch.close()
@@ -147,6 +147,8 @@ def _execute_batch(claims: list[Claim]) -> None:
 
 def _execute_one(batch: Batch, claimed: Claim, history: History) -> None:
     try:
+        if batch.age > STALE and not _still_wanted(claimed):
+            return
         outcome = execute(claimed, history)
         _put_away(claimed, outcome)
     except BaseException:  # what could not be put away is taken over when its lease ends
@@ -174,6 +176,7 @@ def execute(claimed: Claim, history: History) -> Outcome:
         ),
         look_back=settle.look_back,
         last_look=settle.last_look,
+        as_settled=settle.as_settled,
     )
     try:
         return _replay(flow, claimed, journal)
@@ -265,6 +268,14 @@ def _swallowed(flow: Flow) -> str:
 
 
 def _put_away(claimed: Claim, outcome: Outcome) -> None:
+    """Write what became of the slice, and again if there was no answer; ends are left to the batch."""
+    until_answered(
+        lambda again: _write_outcome(claimed, outcome),
+        seconds=lambda: leases.left(claimed.run_id, claimed.lease),
+    )
+
+
+def _write_outcome(claimed: Claim, outcome: Outcome) -> None:
     if isinstance(outcome, Sleeping):
         _suspend(claimed, outcome.until)
     elif isinstance(outcome, Unknown):
@@ -295,8 +306,20 @@ def _suspend(claimed: Claim, until: datetime) -> None:
     if rows:
         ring.drain_at(claimed.queue, sql.moment(rows[0][0]))
     else:
-        # Taken over, or asked to stop meanwhile: this ends it only if the lease is still ours.
-        finish.end([_cancelled(claimed)])
+        _see_why_not(claimed)
+
+
+def _see_why_not(claimed: Claim) -> None:
+    """The run was not running any more: taken over, put away by a try that got no answer, or cancelled."""
+    rows = sql.execute(
+        "SELECT state, wake_at FROM durable_flows_due WHERE run_id = %(run)s AND lease = %(lease)s",
+        {"run": claimed.run_id, "lease": claimed.lease},
+    )
+    for state, wake_at in rows:
+        if state == DueState.CANCELLING:
+            finish.end([_cancelled(claimed)])
+        elif wake_at is not None:
+            ring.drain_at(claimed.queue, sql.moment(wake_at))
 
 
 def _leave_to_others(claimed: Claim) -> None:

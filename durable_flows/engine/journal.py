@@ -12,19 +12,20 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, NoReturn
-
-from django.db import InterfaceError, OperationalError
+from typing import Any, NoReturn, TypeVar
 
 from durable_flows import conf
-from durable_flows.engine import failpoints, notes, signatures, sql
+from durable_flows.engine import failpoints, leases, notes, signatures, sql
 from durable_flows.engine.history import Claim, Failure, History, Recorded, Waiting, size_of
+from durable_flows.engine.persist import NO_ANSWER, until_answered
 from durable_flows.errors import CancelAsked, LeaseLost, LimitExceeded, Suspend
 from durable_flows.rules import clock
 from durable_flows.rules.events import Event
 from durable_flows.rules.states import DueState, StepKind, StepState, WaitOutcome
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 LOOK_AGAIN = 1.0  # real seconds after which a wait looks again for an event that is being routed
 
@@ -42,12 +43,28 @@ _RECORD = (
     "lease, {mark} FROM mine WHERE true ON CONFLICT DO NOTHING "
     "RETURNING mark, (SELECT state FROM mine)"
 )
+#: What a try that got no answer has written, if the run is still ours.
+_FIND = (
+    "SELECT s.kind, s.state, s.output, s.error, s.until, s.mark, d.state FROM durable_flows_step s "
+    "JOIN durable_flows_due d ON d.run_id = s.run_id AND d.lease = s.lease "
+    "WHERE s.run_id = %(run)s AND s.key = %(key)s AND s.lease = %(lease)s"
+)
+#: A failure is known by how many of this generation were known before it.
 _RECORD_FAILURE = (
     _MINE + "INSERT INTO durable_flows_attempt "
     "(run_id, key, n, generation, error, failed_at, next_at) "
     "SELECT run_id, %(key)s::text, (SELECT coalesce(max(n), 0) + 1 FROM durable_flows_attempt "
     "WHERE run_id = %(run)s AND key = %(key)s::text), %(generation)s, %(error)s, "
-    "%(now)s::timestamptz, %(next_at)s::timestamptz FROM mine WHERE true RETURNING n"
+    "%(now)s::timestamptz, %(next_at)s::timestamptz FROM mine "
+    "WHERE (SELECT count(*) FROM durable_flows_attempt WHERE run_id = %(run)s "
+    "AND key = %(key)s::text AND generation = %(generation)s) = %(known)s "
+    "ON CONFLICT DO NOTHING RETURNING n"
+)
+_FIND_FAILURE = (
+    "SELECT max(a.n) FROM durable_flows_attempt a "
+    "JOIN durable_flows_due d ON d.run_id = a.run_id AND d.lease = %(lease)s "
+    "WHERE a.run_id = %(run)s AND a.key = %(key)s AND a.generation = %(generation)s "
+    "HAVING count(*) > %(known)s"
 )
 _REGISTER = (
     _MINE + "INSERT INTO durable_flows_wait (id, run_id, key, kind, event_name, paths, criteria, "
@@ -56,6 +73,11 @@ _REGISTER = (
     "%(expression)s, %(match)s::uuid, %(from)s, "
     "%(routed_since)s::timestamptz, %(received_since)s::timestamptz, %(expires)s::timestamptz, "
     "%(now)s::timestamptz, '' FROM mine WHERE true ON CONFLICT DO NOTHING RETURNING id"
+)
+_FIND_WAIT = (
+    "SELECT w.id FROM durable_flows_wait w "
+    "JOIN durable_flows_due d ON d.run_id = w.run_id AND d.lease = %(lease)s "
+    "WHERE w.id = %(id)s::uuid"
 )
 
 
@@ -68,6 +90,7 @@ class Journal:
         store: inserts events in the current transaction and returns their ids.
         look_back: ends a wait by an event that is already there, if there is one.
         last_look: the same, for a wait whose time is over; ends it by the timeout otherwise.
+        as_settled: a wait that has ended already, with what ended it.
     """
 
     def __init__(
@@ -78,6 +101,7 @@ class Journal:
         store: Callable[[Sequence[Event]], list[uuid.UUID]],
         look_back: Callable[[Claim, Waiting], Waiting],
         last_look: Callable[[Claim, Waiting], Waiting],
+        as_settled: Callable[[Waiting], Waiting | None],
     ) -> None:
         self.claim = claim
         self.last_key = ""
@@ -94,6 +118,7 @@ class Journal:
         self._store = store
         self._look_back = look_back
         self._last_look = last_look
+        self._as_settled = as_settled
 
     # -- reading ---------------------------------------------------------------------------
 
@@ -137,7 +162,7 @@ class Journal:
             CancelAsked: it was written, and no new step may start.
             LimitExceeded: the run has too many steps or too much state; nothing was written.
         """
-        return self._keep(*self._insert(key, kind, output, error, until, started_at))
+        return self._once(key, lambda: self._insert(key, kind, output, error, until, started_at))
 
     def record_atomically(
         self, key: str, work: Callable[[], str], *, started_at: datetime
@@ -160,34 +185,59 @@ class Journal:
             with sql.atomic():
                 sql.on_commit(lambda: committed.append(True))  # the first callback: before work's
                 output = work()
-                written.append(self._insert(key, StepKind.RUN, output, None, None, started_at))
+                with self._answering():
+                    written.append(self._insert(key, StepKind.RUN, output, None, None, started_at))
                 failpoints.reach("before_atomic_commit", key)
         except (Exception, SystemExit) as error:
             if committed:
                 logger.exception("step %r is recorded, but a callback of its commit failed", key)
-            elif written and isinstance(error, OperationalError | InterfaceError):
-                written = [self._find_out(written[0][0], error)]
+            elif written and isinstance(error, NO_ANSWER):
+                written = [self._find_out(key, error)]
             else:
                 raise
         return self._keep(*written[0])
 
-    def _find_out(self, step: Recorded, error: Exception) -> tuple[Recorded, str]:
+    def _find_out(self, key: str, error: Exception) -> tuple[Recorded, str]:
         """After a COMMIT without an answer: whether it was one, asked on a new connection.
 
         A server that is still busy with it holds the due row: then nobody takes the run over, and
         reads that there is no such step, before it is done.
         """
-        with self._answering():
-            sql.tend()
-            rows = sql.execute(
-                "SELECT s.mark, d.state FROM durable_flows_step s JOIN durable_flows_due d "
-                "ON d.run_id = s.run_id AND d.lease = s.lease "
-                "WHERE s.run_id = %(run)s AND s.key = %(key)s AND s.lease = %(lease)s",
-                {"run": self.claim.run_id, "key": step.key, "lease": self.claim.lease},
-            )
-        if not rows:
+        found = self._persistently(lambda again: self._found(key))
+        if found is None:
             raise self._stop(LeaseLost(f"no answer to a COMMIT: {error}")) from error
-        return step, rows[0][1]
+        return found
+
+    def _found(self, key: str) -> tuple[Recorded, str] | None:
+        """The step that this slice has recorded without knowing it, and the state of the due row."""
+        rows = self._execute(_FIND, {"key": key})
+        if not rows:
+            return None
+        kind, state, output, error, until, mark, due_state = rows[0]
+        step = Recorded(
+            key=key,
+            kind=kind,
+            state=state,
+            output=output,
+            error=error,
+            until=until and sql.moment(until),
+            mark=mark,
+        )
+        return step, due_state
+
+    def _once(self, key: str, write: Callable[[], tuple[Recorded, str]]) -> Recorded:
+        """Write a step, and again if there was no answer: whatever comes of it, it is written once."""
+
+        def attempt(again: bool) -> tuple[Recorded, str]:
+            try:
+                return write()
+            except LeaseLost:
+                found = self._found(key) if again else None
+                if found is None:
+                    raise
+                return found
+
+        return self._keep(*self._persistently(attempt))
 
     def _keep(self, step: Recorded, state: str) -> Recorded:
         """A step is committed: replays of this slice find it, and the next may begin unless it is late."""
@@ -223,7 +273,7 @@ class Journal:
             "started_at": started_at or now,
             "ended_at": now,
         }
-        mark, state = self._write(self._record, params)
+        mark, state = self._fenced(self._record, params)
         step = Recorded(
             key=key,
             kind=kind,
@@ -245,7 +295,9 @@ class Journal:
                 "error": json.dumps(error),
                 "now": clock.now(),
                 "next_at": next_at,
+                "known": len(self.failures(key)),
             },
+            find=_FIND_FAILURE,
         )
         self._failures.setdefault(key, []).append(Failure(n=n, next_at=next_at))
         failpoints.reach("attempt_recorded", key)
@@ -253,18 +305,21 @@ class Journal:
     def send(self, key: str, batch: Sequence[Event]) -> Recorded:
         """Store events and record the step that sent them, in one transaction: exactly once."""
         started_at = clock.now()
-        with self._answering(), sql.atomic():
-            ids = self._store(batch)
-            failpoints.reach("step_ran", key)
-            output = json.dumps([str(id_) for id_ in ids])
-            written = self._insert(key, StepKind.SEND, output, None, None, started_at)
-            failpoints.reach("before_send_commit", key)
-        return self._keep(*written)
+
+        def write() -> tuple[Recorded, str]:
+            with sql.atomic():
+                ids = self._store(batch)
+                failpoints.reach("step_ran", key)
+                output = json.dumps([str(id_) for id_ in ids])
+                written = self._insert(key, StepKind.SEND, output, None, None, started_at)
+                failpoints.reach("before_send_commit", key)
+            return written
+
+        return self._once(key, write)
 
     def warn(self, about: str, message: str) -> None:
         """Note, once, that something goes otherwise than the author of the flow may think."""
-        with self._answering():
-            notes.warn({(self.claim.run_id, about): message})
+        self._persistently(lambda again: notes.warn({(self.claim.run_id, about): message}))
 
     def await_event(self, key: str, request: Waiting) -> Recorded:
         """The end of a wait: registered, looked back for, and recorded once it has ended.
@@ -273,12 +328,9 @@ class Journal:
             Suspend: nothing has ended it yet.
         """
         wait = self._waits.get(key) or self._register(request)
-        with self._answering():
-            if not wait.outcome:  # also when an earlier slice died between its commit and this look
-                wait = self._look_back(self.claim, wait)
-                failpoints.reach("looked_back", key)
-            if not wait.outcome and wait.expires_at <= clock.now():
-                wait = self._last_look(self.claim, wait)
+        if not wait.outcome:  # also when an earlier slice died between its commit and this look
+            registered = wait
+            wait = self._persistently(lambda again: self._look(registered, again))
         self._waits[key] = wait
         if not wait.outcome:
             self.suspend(max(wait.expires_at, clock.now() + clock.real(LOOK_AGAIN)))
@@ -286,10 +338,19 @@ class Journal:
         output = json.dumps(found.as_dict()) if found else None
         return self.record(key, StepKind.WAIT, output=output)
 
+    def _look(self, wait: Waiting, again: bool) -> Waiting:
+        """Look back for what may have ended a wait; an unanswered look may have ended it, too."""
+        if again and (settled := self._as_settled(wait)) is not None:
+            return settled
+        wait = self._look_back(self.claim, wait)
+        failpoints.reach("looked_back", wait.key)
+        if not wait.outcome and wait.expires_at <= clock.now():
+            wait = self._last_look(self.claim, wait)
+        return wait
+
     def _register(self, wait: Waiting) -> Waiting:
         """Commit the wait, and before it the signature that makes routers look for it."""
-        with self._answering():
-            signatures.write([(wait.event_name, wait.paths)])
+        self._persistently(lambda again: signatures.write([(wait.event_name, wait.paths)]))
         failpoints.reach("signature_written", wait.key)
         self._write(
             _REGISTER,
@@ -307,25 +368,53 @@ class Journal:
                 "expires": wait.expires_at,
                 "now": clock.now(),
             },
+            find=_FIND_WAIT,
         )
         failpoints.reach("wait_registered", wait.key)
         return wait
 
-    def _write(self, statement: str, params: dict[str, Any]) -> sql.Row:
-        """One fenced statement. Without an effect, or without an answer, this slice has lost its run."""
-        fence = {"run": self.claim.run_id, "lease": self.claim.lease}
-        with self._answering():
-            rows = sql.execute(statement, {**params, **fence}, prepare=True, wrapper=self._wrapper)
+    def _write(self, statement: str, params: dict[str, Any], *, find: str) -> sql.Row:
+        """One fenced statement, repeated if there was no answer; ``find`` reads what it has written."""
+
+        def attempt(again: bool) -> sql.Row:
+            try:
+                return self._fenced(statement, params)
+            except LeaseLost:
+                rows = self._execute(find, params) if again else []
+                if not rows:
+                    raise
+                return rows[0]
+
+        return self._persistently(attempt)
+
+    def _fenced(self, statement: str, params: dict[str, Any]) -> sql.Row:
+        """One fenced statement. Raises `LeaseLost` if it changes nothing."""
+        rows = self._execute(statement, params)
         if not rows:
-            raise self._stop(LeaseLost(f"run {self.claim.run_id} has another lease now"))
+            raise LeaseLost(f"run {self.claim.run_id} has another lease now")
         return rows[0]
+
+    def _execute(self, statement: str, params: dict[str, Any]) -> list[sql.Row]:
+        fence = {"run": self.claim.run_id, "lease": self.claim.lease}
+        return sql.execute(statement, {**params, **fence}, prepare=True, wrapper=self._wrapper)
+
+    def _persistently(self, ask: Callable[[bool], T]) -> T:
+        """What the database answers, be it late; without an answer while the lease holds, `LeaseLost`.
+
+        A handler must not take a lost connection for its own business: it would be a failed attempt.
+        """
+        with self._answering():
+            return until_answered(ask, seconds=self._seconds_left)
+
+    def _seconds_left(self) -> float:
+        return leases.left(self.claim.run_id, self.claim.lease)
 
     @contextmanager
     def _answering(self) -> Iterator[None]:
         """End the slice where the database gives no answer: the handler must not take it for its own."""
         try:
             yield
-        except (OperationalError, InterfaceError) as error:
+        except NO_ANSWER as error:
             raise self._stop(LeaseLost(f"no answer from the database: {error}")) from error
         except LeaseLost as lost:
             raise self._stop(lost) from lost.__cause__

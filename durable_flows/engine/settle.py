@@ -83,13 +83,13 @@ def _settle(
         event_id = None if event is None else stored.event_id(event)
         ended = _end([(wait.id, event_id)], outcome)
         failpoints.reach("before_settle_commit", wait.key)
-        settled = replace(wait, outcome=outcome, event=event) if ended else _as_settled(wait)
+        settled = replace(wait, outcome=outcome, event=event) if ended else as_settled(wait)
     failpoints.reach("wait_settled", wait.key)
     return settled
 
 
-def _as_settled(wait: Waiting) -> Waiting | None:
-    """A wait that a router ended first, with what ended it."""
+def as_settled(wait: Waiting) -> Waiting | None:
+    """A wait that has ended already, with what ended it. None: it has not."""
     rows = sql.execute(
         f"SELECT w.outcome, {stored.columns('e')} FROM durable_flows_wait w "
         "LEFT JOIN durable_flows_event e ON e.id = w.event_id "

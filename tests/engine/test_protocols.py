@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import pytest
 from django.db import OperationalError
+from django.test import override_settings
 
 from durable_flows import CancelOn, Event, Fixed, Retries, Step, StepError, cancel, flow, retry
 from durable_flows import Run as RunInfo
@@ -281,39 +283,60 @@ def test_a_slow_run_holds_up_neither_the_ends_before_it_nor_the_runs_behind_it(
 
 
 @pytest.mark.parametrize(
-    ("statement", "times"),
+    "statement",
     [
-        ("UPDATE durable_flows_run SET state = 'started'", 1),
-        ("SELECT run_id, key, kind", 1),
-        ("UPDATE durable_flows_due SET state = CASE WHEN nudged", 1),
-        ("DELETE FROM durable_flows_due", 2),  # an end is written once more by itself
-        ("UPDATE durable_flows_run SET lease = given.lease", 2),
+        "UPDATE durable_flows_run SET state = 'started'",
+        "SELECT run_id, key, kind",
+        "UPDATE durable_flows_due SET state = CASE WHEN nudged",
+        "DELETE FROM durable_flows_due",
+        "UPDATE durable_flows_run SET lease = given.lease",
     ],
 )
 @pytest.mark.django_db(transaction=True)
-def test_a_run_that_could_not_be_written_is_not_held_for_ever(statement: str, times: int) -> None:
-    left = [1] * times
-
-    def fail(text: str) -> None:
-        if statement in text and left:
-            left.pop()
-            raise OperationalError("gone")
-
+@override_settings(DURABLE_FLOWS={"RING": "off", "LEASE_SECONDS": 0.2})
+def test_a_run_that_could_not_be_written_is_not_held_for_ever(statement: str) -> None:
     @flow("rests", on="a/b")
     def rests(step: Step) -> None:
         step.sleep("rest", "1h")
 
     event = send("a/b")
-    sql.observers.append(fail)
-    try:
-        with pytest.raises(OperationalError):
-            advance("2h")
-    finally:
-        sql.observers.remove(fail)
-    assert not left
+    with failing(statement) as failures, pytest.raises(OperationalError):
+        advance("2h")
+    assert failures
     assert leases.held() == {}
     advance("3h", play=False)
     advance("1h")
+    assert run_of(event).state == "completed"
+
+
+@contextmanager
+def failing(statement: str) -> Iterator[list[str]]:
+    """The database gives no answer to a statement, however often it is sent."""
+    failures: list[str] = []
+
+    def fail(text: str) -> None:
+        if statement in text:
+            failures.append(text)
+            raise OperationalError("gone")
+
+    sql.observers.append(fail)
+    try:
+        yield failures
+    finally:
+        sql.observers.remove(fail)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_claim_that_cannot_be_looked_at_again_is_not_held_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(execute, "STALE", -1.0)
+    flow("any", on="a/b")(lambda: None)
+    event = send("a/b")
+    with failing("SELECT state FROM durable_flows_due"), pytest.raises(OperationalError):
+        drain()
+    assert leases.held() == {}
+    advance("1m")
     assert run_of(event).state == "completed"
 
 
