@@ -1,4 +1,4 @@
-"""Every error of durable_flows, and the two signals that end a slice.
+"""Every error of durable_flows, and the signals that end a slice.
 
 The docstring of an error is its default message; the facts a program may need are attributes.
 """
@@ -211,6 +211,10 @@ class Suspend(BaseException):
 
 class LeaseLost(BaseException):
     """Another worker has taken the run over; this slice stops and writes nothing more."""
+
+
+class HandBack(BaseException):
+    """The worker is told to stop; the slice ends here and another worker goes on at once."""
 
 
 class CancelAsked(BaseException):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from celery import bootsteps
+from celery import bootsteps, signals
 
 from durable_flows import conf
 from durable_flows.engine import deployments, execute, ring
@@ -28,8 +28,18 @@ class Heart(bootsteps.StartStopStep):
         self._entry = worker.timer.call_repeatedly(conf.settings().TICK_SECONDS, ring.tick)
 
     def stop(self, worker: Any) -> None:
-        """Claim nothing more; what executes goes on to its end."""
+        """Begin nothing more: the step in hand ends and is recorded, then its run is handed back."""
         deployments.stop_publishing()
         execute.stopping.set()
         if self._entry is not None:
             self._entry.cancel()
+
+    def terminate(self, worker: Any) -> None:
+        """The same; Celery ends what executes, and its leases end by themselves."""
+        self.stop(worker)
+
+
+@signals.worker_shutting_down.connect
+def _stop_at_once(**_: Any) -> None:
+    """From the signal handler: a solo worker comes to `Heart.stop` only when its task has ended."""
+    execute.stopping.set()

@@ -32,6 +32,7 @@ from durable_flows.engine.persist import until_answered
 from durable_flows.engine.tools import ENDS_OF_A_SLICE, Run, Step
 from durable_flows.errors import (
     CancelAsked,
+    HandBack,
     InvalidPayload,
     LeaseLost,
     Suspend,
@@ -53,7 +54,7 @@ LOOK = 0.05  # real seconds between two looks at whether to stop
 
 
 class Stopping:
-    """Set when the worker is told to stop: no further run is claimed.
+    """Set when the worker is told to stop: no further run is claimed, and no further step begun.
 
     The byte is shared with the processes that this one forks.
     """
@@ -101,7 +102,15 @@ class Unknown:
     """No flow of this id is known here: somebody else must execute it."""
 
 
-Outcome = Ending | Sleeping | Lost | Unknown
+@dataclass(frozen=True, slots=True)
+class HandedBack:
+    """This worker is to stop: another one goes on with the run at once."""
+
+
+Outcome = Ending | Sleeping | Lost | Unknown | HandedBack
+
+#: After these the run goes on: a handler that catches one does what was not meant to be done yet.
+_NOT_THE_END = (Suspend, HandBack)
 
 
 def drain(queue: str, *, seconds: float | None = None) -> int:
@@ -177,11 +186,14 @@ def execute(claimed: Claim, history: History) -> Outcome:
         look_back=settle.look_back,
         last_look=settle.last_look,
         as_settled=settle.as_settled,
+        told_to_stop=stopping.is_set,
     )
     try:
         return _replay(flow, claimed, journal)
     except LeaseLost:
         return Lost()
+    except HandBack:
+        return HandedBack()
     except CancelAsked:
         return _cancelled(claimed)
 
@@ -195,7 +207,7 @@ def _replay(flow: Flow, claimed: Claim, journal: Journal) -> Outcome:
     try:
         _hold_off(journal)
         result = flow.handler(**arguments)
-        if isinstance(journal.stopped, Suspend):
+        if isinstance(journal.stopped, _NOT_THE_END):
             raise SuspendSwallowed(_swallowed(flow))
         journal.check()
         return _completed(claimed, result)
@@ -207,9 +219,9 @@ def _replay(flow: Flow, claimed: Claim, journal: Journal) -> Outcome:
     except (
         BaseException
     ) as error:  # sys.exit() in a handler is its failure, and not the worker's end
-        if isinstance(journal.stopped, Suspend) and not isinstance(error, SuspendSwallowed):
+        if isinstance(journal.stopped, _NOT_THE_END) and not isinstance(error, SuspendSwallowed):
             error = SuspendSwallowed(_swallowed(flow))
-        elif journal.stopped is not None and not isinstance(journal.stopped, Suspend):
+        elif journal.stopped is not None and not isinstance(journal.stopped, _NOT_THE_END):
             raise journal.stopped from error
         return _failed(flow, claimed, journal, error)
 
@@ -278,6 +290,8 @@ def _put_away(claimed: Claim, outcome: Outcome) -> None:
 def _write_outcome(claimed: Claim, outcome: Outcome) -> None:
     if isinstance(outcome, Sleeping):
         _suspend(claimed, outcome.until)
+    elif isinstance(outcome, HandedBack):
+        _hand_back(claimed)
     elif isinstance(outcome, Unknown):
         if claimed.flow_id in deployments.known_flows():
             _leave_to_others(claimed)
@@ -305,6 +319,22 @@ def _suspend(claimed: Claim, until: datetime) -> None:
     failpoints.reach("suspended", claimed.flow_id)
     if rows:
         ring.drain_at(claimed.queue, sql.moment(rows[0][0]))
+    else:
+        _see_why_not(claimed)
+
+
+def _hand_back(claimed: Claim) -> None:
+    """Let another worker go on at once; this claim has ended, and is not counted."""
+    failpoints.reach("before_hand_back", claimed.flow_id)
+    rows = sql.execute(
+        "UPDATE durable_flows_due SET state = 'queued', wake_at = %(now)s::timestamptz, "
+        "due_since = %(now)s::timestamptz, nudged = false, claims = claims - 1 "
+        "WHERE run_id = %(run)s AND lease = %(lease)s AND state = 'running' RETURNING wake_at",
+        {"now": clock.now(), "run": claimed.run_id, "lease": claimed.lease},
+    )
+    failpoints.reach("handed_back", claimed.flow_id)
+    if rows:
+        ring.drain(claimed.queue)
     else:
         _see_why_not(claimed)
 

@@ -50,6 +50,8 @@ PLACES = frozenset(
         # putting away
         "before_suspend",
         "suspended",
+        "before_hand_back",
+        "handed_back",
         "before_give_back",
         "given_back",
         "before_end",

@@ -18,7 +18,7 @@ from durable_flows import conf
 from durable_flows.engine import failpoints, leases, notes, signatures, sql
 from durable_flows.engine.history import Claim, Failure, History, Recorded, Waiting, size_of
 from durable_flows.engine.persist import NO_ANSWER, until_answered
-from durable_flows.errors import CancelAsked, LeaseLost, LimitExceeded, Suspend
+from durable_flows.errors import CancelAsked, HandBack, LeaseLost, LimitExceeded, Suspend
 from durable_flows.rules import clock
 from durable_flows.rules.events import Event
 from durable_flows.rules.states import DueState, StepKind, StepState, WaitOutcome
@@ -91,6 +91,7 @@ class Journal:
         look_back: ends a wait by an event that is already there, if there is one.
         last_look: the same, for a wait whose time is over; ends it by the timeout otherwise.
         as_settled: a wait that has ended already, with what ended it.
+        told_to_stop: whether this worker is to begin nothing more.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class Journal:
         look_back: Callable[[Claim, Waiting], Waiting],
         last_look: Callable[[Claim, Waiting], Waiting],
         as_settled: Callable[[Waiting], Waiting | None],
+        told_to_stop: Callable[[], bool],
     ) -> None:
         self.claim = claim
         self.last_key = ""
@@ -119,6 +121,7 @@ class Journal:
         self._look_back = look_back
         self._last_look = last_look
         self._as_settled = as_settled
+        self._told_to_stop = told_to_stop
 
     # -- reading ---------------------------------------------------------------------------
 
@@ -430,6 +433,11 @@ class Journal:
         """Once the slice has stopped, every tool stops again: `finally:` blocks do no harm."""
         if self.stopped is not None:
             raise self.stopped
+
+    def check_worker(self) -> None:
+        """At a step boundary: end the slice, to be gone on with elsewhere, if the worker is to stop."""
+        if self._told_to_stop():
+            raise self._stop(HandBack())
 
     def _stop(self, signal: BaseException) -> BaseException:
         self.stopped = signal

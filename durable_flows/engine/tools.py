@@ -20,6 +20,7 @@ from durable_flows.engine.history import Claim, Recorded, Waiting
 from durable_flows.engine.journal import Journal
 from durable_flows.errors import (
     CancelAsked,
+    HandBack,
     InvalidOption,
     InvalidPayload,
     LeaseLost,
@@ -46,7 +47,14 @@ ID_LENGTH = 200
 _RESERVED_ID = re.compile(r"after:.*|.*#\d+", re.DOTALL)
 
 #: What ends a slice and is nobody's failure.
-ENDS_OF_A_SLICE = (Suspend, LeaseLost, CancelAsked, KeyboardInterrupt, failpoints.Killed)
+ENDS_OF_A_SLICE = (
+    Suspend,
+    LeaseLost,
+    CancelAsked,
+    HandBack,
+    KeyboardInterrupt,
+    failpoints.Killed,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,6 +280,7 @@ class Step:
                 f"step {id!r} is called inside an atomic() block that the handler opened: its result "
                 "could be rolled back after it was reported; move the block into a step's function"
             )
+        self._journal.check_worker()
         _check_id(id)
         number = self._seen[id] = self._seen.get(id, 0) + 1
         return id if number == 1 else f"{id}#{number}"

@@ -37,6 +37,8 @@ pytestmark = pytest.mark.django_db
 REPEATED = {"step_ran": "ask", "before_atomic_commit": "book"}
 #: Places that the journey does not come to: each has a test of its own here.
 ELSEWHERE = {
+    "before_hand_back",
+    "handed_back",
     *("before_quarantine", "command_obeyed", "before_give_back", "given_back"),
     *("tick_taken", "unparked"),
 }
@@ -184,6 +186,32 @@ def test_claimed_runs_survive_a_worker_that_dies_while_it_gives_them_back(place:
     assert calls == [0, 1, 2]
     assert [run_of(run).state for run in runs] == ["completed"] * 3
     assert not Due.objects.exists()
+
+
+@pytest.mark.parametrize("place", ["before_hand_back", "handed_back"])
+def test_a_run_survives_a_worker_that_is_told_to_stop_and_dies_over_it(place: str) -> None:
+    calls: list[str] = []
+
+    def first() -> None:
+        calls.append("first")
+        execute.stopping.set()
+
+    @flow("stops", on="a/b")
+    def stops(step: Step) -> str:
+        step.run("first", first)
+        step.run("second", lambda: calls.append("second"))
+        return "done"
+
+    event = send("a/b")
+    try:
+        with crash_at(place) as crash:
+            drain()
+    finally:
+        execute.stopping.clear()
+    assert crash.happened
+    drain()
+    assert calls == ["first", "second"]
+    assert run_of(event).result == "done"
 
 
 @pytest.mark.parametrize("place", ["tick_taken", "unparked"])
