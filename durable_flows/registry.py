@@ -109,13 +109,16 @@ class Flow:
         return f"{self.handler.__module__}.{self.handler.__qualname__}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Listener:
-    """A flow that listens, and by which of its triggers; ``place`` is the flow's in the registry."""
+    """A flow that listens to an event's name, by one or more of its triggers.
+
+    Attributes:
+        conditional: the triggers, unless one of them is met by every event of the name.
+    """
 
     flow: Flow
-    trigger: On
-    place: int
+    conditional: tuple[On, ...]
 
 
 class Registry:
@@ -123,9 +126,10 @@ class Registry:
 
     def __init__(self) -> None:
         self._flows: dict[str, Flow] = {}
-        self._named: dict[str, list[Listener]] = {}
-        self._prefixed: list[Listener] = []
+        self._named: dict[str, list[Flow]] = {}
+        self._prefixed: list[Flow] = []
         self._found: dict[str, tuple[Listener, ...]] = {}
+        self._places: dict[str, int] = {}
         self._digest = ""
 
     def add(self, flow: Flow) -> None:
@@ -149,29 +153,29 @@ class Registry:
 
     def listening(self, event_name: str) -> Sequence[Flow]:
         """The flows that an event of this name may start, each once."""
-        return list({one.place: one.flow for one in self.listeners(event_name)}.values())
+        return [listener.flow for listener in self.listeners(event_name)]
 
     def listeners(self, event_name: str) -> Sequence[Listener]:
-        """The triggers that an event of this name meets, in the order of declaration by flow."""
+        """The same, each with the conditions under which it does."""
         found = self._found.get(event_name)
         if found is None:
-            found = self._look_up(event_name)
+            found = tuple(self._look_up(event_name))
             if len(self._found) >= NAMES_KEPT:  # names come from senders: do not keep them all
                 self._found = {}
             self._found[event_name] = found
         return found
 
-    def _look_up(self, event_name: str) -> tuple[Listener, ...]:
-        prefixed = [
-            listener
-            for listener in self._prefixed
-            if event_name.startswith(listener.trigger.prefix or event_name)
-        ]
-        return tuple(
-            sorted(
-                [*self._named.get(event_name, ()), *prefixed], key=lambda listener: listener.place
-            )
-        )
+    def _look_up(self, event_name: str) -> Iterator[Listener]:
+        """In the order of declaration, looking only at flows that may listen to the name."""
+        candidates = [*self._named.get(event_name, ()), *self._prefixed]
+        for flow in sorted({flow.id: flow for flow in candidates}.values(), key=self._place):
+            met = [trigger for trigger in flow.on if trigger.listens_to(event_name)]
+            always = any(trigger.if_ is None for trigger in met)
+            if met:
+                yield Listener(flow, () if always else tuple(met))
+
+    def _place(self, flow: Flow) -> int:
+        return self._places[flow.id]
 
     @property
     def described(self) -> dict[str, list[str]]:
@@ -205,13 +209,13 @@ class Registry:
     def _index(self) -> None:
         self._named, self._prefixed, self._found = {}, [], {}
         self._digest = ""
-        for number, flow in enumerate(self._flows.values()):
+        self._places = {flow_id: place for place, flow_id in enumerate(self._flows)}
+        for flow in self._flows.values():
             for trigger in flow.on:
-                listener = Listener(flow=flow, trigger=trigger, place=number)
                 if trigger.prefix is None:
-                    self._named.setdefault(trigger.event, []).append(listener)
+                    self._named.setdefault(trigger.event, []).append(flow)
                 else:
-                    self._prefixed.append(listener)
+                    self._prefixed.append(flow)
 
 
 def _is_same(one: Handler, other: Handler) -> bool:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from durable_flows.engine import notes
 from durable_flows.engine.stored import Routed
 from durable_flows.errors import ExpressionFailed
-from durable_flows.registry import Flow, registry
+from durable_flows.registry import registry
 from durable_flows.rules import events, expressions
 from durable_flows.rules.equalities import NEW, OWN
 from durable_flows.rules.events import Event
+from durable_flows.rules.options import On
 
 Verdict = Callable[[Event], bool]
 
@@ -30,30 +31,33 @@ class Starts:
     failed: dict[str, str]
 
 
+_NOTHING = Starts((), {})
+
+
 def starts_of(routed: Routed) -> Starts:
     """The flows that an event starts. A command starts the flow it names, or none."""
     if routed.target:
-        return Starts((routed.target,) if routed.name == events.START else (), {})
+        return Starts((routed.target,), {}) if routed.name == events.START else _NOTHING
+    listeners = registry.listeners(routed.name)
+    if not listeners:
+        return _NOTHING
     flow_ids, failed = [], {}
-    for flow in registry.listening(routed.name):
+    for listener in listeners:
         try:
-            if _starts(flow, routed):
-                flow_ids.append(flow.id)
+            if not listener.conditional or _is_met(listener.conditional, routed):
+                flow_ids.append(listener.flow.id)
         except ExpressionFailed as error:
-            failed[flow.id] = f"if_ came to nothing: {error}"
+            failed[listener.flow.id] = f"if_ came to nothing: {error}"
     return Starts(tuple(flow_ids), failed)
 
 
-def _starts(flow: Flow, routed: Routed) -> bool:
-    """Whether any trigger is met; one that cannot be evaluated matters only if no other is met."""
+def _is_met(triggers: Sequence[On], routed: Routed) -> bool:
+    """Whether any is met. One that comes to nothing matters only if no other is met."""
+    document = expressions.document(routed.event)
     failure: ExpressionFailed | None = None
-    for listener in registry.listeners(routed.name):
-        if listener.flow is not flow:
-            continue
-        if listener.trigger.if_ is None:
-            return True
+    for trigger in triggers:
         try:
-            if expressions.holds(listener.trigger.condition(), expressions.document(routed.event)):
+            if expressions.holds(trigger.condition(), document):
                 return True
         except ExpressionFailed as error:
             failure = failure or error

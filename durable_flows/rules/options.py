@@ -43,6 +43,12 @@ class On:
         """What the names begin with that it listens to; None: it listens to one name."""
         return self.event[:-1] if self.event.endswith(WILDCARD) else None
 
+    def listens_to(self, event_name: str) -> bool:
+        """Whether its name or prefix is that of the event."""
+        if self.prefix is None:
+            return self.event == event_name
+        return event_name.startswith(self.prefix)
+
     def condition(self, what: str = "On") -> Condition:
         """What its expression asks for. Raises InvalidExpression."""
         return _condition(self.if_, f"{what}, if_=", expressions.TRIGGER)

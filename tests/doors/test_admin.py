@@ -16,7 +16,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
-from durable_flows import CancelOn, Fixed, Retries, cancel, conf, flow, retry
+from durable_flows import CancelOn, Fixed, On, Retries, cancel, conf, flow, retry
 from durable_flows.admin import commands, reading, showing
 from durable_flows.admin import reroute as reroute_action
 from durable_flows.engine import claim, route
@@ -386,6 +386,45 @@ def test_a_large_output_is_cut_before_it_leaves_the_database(staff):
     shown = text_of(staff, page_of(run_id))
     assert len(shown) < 100_000
     assert f"{1_000_002 - showing.ROW_CHARACTERS:,} more characters" in shown
+
+
+def test_an_event_says_why_it_did_not_start_a_flow(staff):
+    @flow("picky", on=On("canyon/called", if_="event.data[event.data.key] > 1"))
+    def picky(event):
+        return None
+
+    event_id = send("canyon/called", {"key": HOSTILE})
+    drain()
+    page = text_of(staff, reverse("admin:durable_flows_event_change", args=[event_id]))
+    assert "Flows that it did not start" in page
+    assert "picky" in page
+    assert "event.data[event.data.key] &gt; 1" in page
+    assert "&lt;script&gt;" in page
+    assert HOSTILE not in page
+    other = send("nap/taken")
+    drain()
+    page = text_of(staff, reverse("admin:durable_flows_event_change", args=[other]))
+    assert "did not start" not in page
+
+
+def test_a_run_shows_its_warnings(staff):
+    @flow("picky", on="go")
+    def picky(step):
+        step.wait_for_event(
+            "<b>reply</b>", event="replied", if_="async.data[async.data.key] > 1", timeout="1h"
+        )
+
+    event_id = send("go")
+    drain()
+    page = page_of(run_of(event_id).id)
+    assert "Warnings" not in text_of(staff, page)
+    send("replied", {"key": HOSTILE})
+    drain()
+    text = text_of(staff, page)
+    assert "Warnings" in text
+    assert "&lt;b&gt;reply&lt;/b&gt;" in text
+    assert "<b>reply" not in text
+    assert HOSTILE not in text
 
 
 def test_a_run_whose_event_was_purged_still_has_its_page(staff):

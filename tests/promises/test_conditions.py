@@ -18,7 +18,7 @@ from durable_flows.errors import InvalidExpression, InvalidKey, InvalidOption
 from durable_flows.models import Admission, EventMatch, Run, RunWarning, Wait
 from durable_flows.registry import registry
 from durable_flows.testing import advance, crash_at, drain, run_of, runs_of
-from tests.promises.staging import again, execute_due, played, row
+from tests.promises.staging import again, execute_due, once_at, played, row
 
 pytestmark = pytest.mark.django_db
 
@@ -448,6 +448,93 @@ def test_the_wait_says_what_it_is_waiting_for():
     wait = Wait.objects.get()
     assert wait.criteria == "data.kind = 'x', data.order = 7, async.data.total > 100"
     assert wait.expression == "async.data.total > 100"
+
+
+@pytest.mark.parametrize("if_", [EQUAL, CEL, ALL_CEL])
+@pytest.mark.parametrize("place", ["between_routing_transactions", "wait_registered"])
+def test_no_event_is_lost_between_a_wait_with_a_condition_and_the_router(if_, place):
+    """The one looks before the other has committed, and the other way round."""
+    waiter(if_=if_)
+    played("go", {"order": 0})  # makes the signature known
+    run_id = send("go", {"order": 1})[0]
+    if place == "wait_registered":
+
+        def reply() -> None:
+            send("replied", {"order": 1, "total": 150})
+            route()
+
+        with once_at("wait_registered", reply):
+            drain()
+    else:
+        route()
+        send("replied", {"order": 1, "total": 150})
+        with once_at("between_routing_transactions", execute_due):
+            drain()
+    drain()
+    assert run_of(run_id).result == {"order": 1, "total": 150}
+
+
+def test_the_request_reply_of_the_documents():
+    @flow("process-report", on="app/report.requested")
+    def process_report(event, step):
+        step.send_event(
+            "start-generation",
+            Event("app/report.generate", {"reportId": event.data["reportId"]}),
+        )
+        result = step.wait_for_event(
+            "wait-for-result",
+            event="app/report.generated",
+            timeout="30m",
+            if_="async.data.reportId == event.data.reportId",
+        )
+        if result is None:
+            return {"status": "timeout", "reportId": event.data["reportId"]}
+        return step.run("save-result", lambda: result.data)
+
+    @flow("generate-report", on="app/report.generate")
+    def generate(event, step):
+        if event.data["reportId"] != "lost":
+            step.send_event("done", Event("app/report.generated", {**event.data, "url": "/r"}))
+
+    ids = [send("app/report.requested", {"reportId": id})[0] for id in ("a", "b", "lost")]
+    advance("30m")
+    results = [run_of(id, "process-report").result for id in ids]
+    assert results == [
+        {"reportId": "a", "url": "/r"},
+        {"reportId": "b", "url": "/r"},
+        {"status": "timeout", "reportId": "lost"},
+    ]
+
+
+def test_the_fan_out_and_fan_in_of_the_documents():
+    @flow("onboarding", on="user/signup.completed")
+    def onboarding(event, step):
+        names = ["email/welcome", "subscription/trial", "crm/contact"]
+        step.send_event("fan-out", [Event(f"{name}.send", event.data) for name in names])
+        answers = [
+            step.wait_for_event(
+                name,
+                event=f"{name}.sent",
+                timeout="5m",
+                if_="event.data.userId == async.data.userId",
+            )
+            for name in names
+        ]
+        return [answer and answer.name for answer in answers]
+
+    @flow("does-all", on=["email/*", "subscription/*", "crm/*"])
+    def does_all(event, step):
+        if event.name.endswith(".send"):
+            step.send_event("sent", Event(event.name.replace(".send", ".sent"), event.data))
+
+    ids = [send("user/signup.completed", {"userId": n})[0] for n in (1, 2)]
+    drain()
+    for id in ids:
+        assert run_of(id, "onboarding").result == [
+            "email/welcome.sent",
+            "subscription/trial.sent",
+            "crm/contact.sent",
+        ]
 
 
 # -- cancels ---------------------------------------------------------------------------------
