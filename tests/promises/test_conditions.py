@@ -15,7 +15,7 @@ from durable_flows import CancelOn, Event, On, cancel, flow, send
 from durable_flows.engine import lookback, sql
 from durable_flows.engine.route import route
 from durable_flows.errors import InvalidExpression, InvalidKey, InvalidOption
-from durable_flows.models import Admission, EventMatch, Run, RunWarning, Wait
+from durable_flows.models import Admission, EventMatch, Run, Wait
 from durable_flows.registry import registry
 from durable_flows.testing import advance, crash_at, drain, run_of, runs_of
 from tests.promises.staging import again, execute_due, once_at, played, row
@@ -151,12 +151,13 @@ def test_a_condition_that_comes_to_nothing_does_not_start_the_flow_and_is_record
 
 def test_it_is_recorded_once_however_often_the_event_is_routed():
     listener(On("a", if_="event.data.x > 1"))
-    send("a")
+    (event_id,) = send("a")
     with crash_at("between_routing_transactions") as crash:
         drain()
     assert crash.happened
     drain()
     assert Admission.objects.count() == 1
+    assert (row(event_id).quarantined, row(event_id).error) == (False, "")
 
 
 def test_a_trigger_that_comes_to_nothing_matters_not_if_another_is_met():
@@ -562,20 +563,46 @@ def test_match_and_condition_of_a_cancel_rule_must_both_hold():
     assert again(run).state == "cancelled"
 
 
+def started_late(data: dict[str, Any], *before: Event) -> tuple[str, list[str]]:
+    """A run whose trigger commits after events that came later were routed, and their ids."""
+    played("go", {"order": 0, "total": 0})  # makes the signature known
+    (late,) = send("go", data)
+    stored = type(row(late)).objects.filter(pk=late)
+    stored.update(routed_at=row(late).received_at)
+    ids = send(list(before))
+    drain()
+    stored.update(routed_at=None)
+    drain()
+    return late, ids
+
+
 @pytest.mark.parametrize("if_", [EQUAL, CEL, ALL_CEL])
 def test_a_cancel_that_is_routed_before_its_late_trigger_is_found_by_looking_back(if_):
     sleeper(CancelOn("void", if_=if_))
-    played("go", {"order": 0, "total": 0})  # makes the signature known
-    (late,) = send("go", {"order": 1})
-    hidden = row(late)
-    type(hidden).objects.filter(pk=late).update(routed_at=hidden.received_at)
-    send([Event("void", {"order": 1, "total": 5}), Event("void", {"order": 1, "total": 150})])
-    send([Event("void", {"order": 3, "total": 150})])
-    drain()
-    type(hidden).objects.filter(pk=late).update(routed_at=None)  # its transaction commits only now
-    drain()
+    voids = [
+        Event("void", {"order": n, "total": total}) for n, total in ((3, 150), (1, 5), (1, 150))
+    ]
+    late, ids = started_late({"order": 1}, *voids)
     assert run_of(late).state == "cancelled"
-    assert not RunWarning.objects.exists()
+    assert run_of(late).reason == f"event void {ids[1] if if_ == EQUAL else ids[2]}"
+    assert run_of(late).warnings == {}
+
+
+@pytest.mark.parametrize("if_", [EQUAL, CEL, ALL_CEL])
+def test_what_does_not_meet_the_condition_is_not_found_by_looking_back(if_):
+    sleeper(CancelOn("void", if_=if_))
+    total = {} if if_ == EQUAL else {"total": 5}
+    late, _ = started_late({"order": 1}, Event("void", {"order": 3, **total}))
+    assert run_of(late).state == "started"
+    late, _ = started_late({"order": 3}, Event("void", {"order": 3, "total": 5}))
+    assert run_of(late).state == ("cancelled" if if_ == EQUAL else "started")
+
+
+def test_a_cancel_rule_that_comes_to_nothing_when_it_looks_back_leaves_a_warning():
+    sleeper(CancelOn("void", if_="async.data.total > 100"))
+    late, _ = started_late({}, Event("void", {}))
+    assert run_of(late).state == "started"
+    assert list(run_of(late).warnings) == ["cancel_on[0]"]
 
 
 def test_a_cancel_rule_that_comes_to_nothing_does_not_cancel_and_leaves_a_warning():

@@ -148,6 +148,10 @@ def test_whatever_is_in_doubt_is_left_to_cel(text):
         ("1 == 'a'", "does not compile"),
         ("data.a == 1", "undeclared reference to 'data"),
         ("events.a == 1 && async.data.a == 1", "undeclared reference to 'events"),
+        (
+            "async.data.a == 1 && zz == 2",
+            "| async.data.a == 1 && zz == 2 |",
+        ),  # its place in the whole
         ("1 + 1", "of type INT"),
         ("'yes'", "of type STRING"),
         ("event.cart == async.data.cart", "did you mean event.data.cart?"),
@@ -281,6 +285,33 @@ def test_a_document_has_the_fields_that_paths_may_name():
     assert expressions.evaluate(
         "event.name == 'a' && event.user == null && event.ts == null", {"event": document}
     )
+
+
+@pytest.mark.parametrize(
+    ("literal", "value", "same"),
+    [
+        ("150", 150.0, True),
+        ("150.0", 150, True),
+        ("-0.0", 0, True),
+        ("1", True, False),
+        ("true", 1, False),
+        ("true", True, True),
+        ("false", 0, False),
+        ("false", None, False),
+        ("null", None, True),
+        ("null", 0, False),
+        ("'150'", 150, False),
+        ("'a'", "a", True),
+        ("'a'", ["a"], False),
+        ("''", None, False),
+    ],
+)
+def test_values_equal_as_in_a_match_however_they_are_compared(literal, value, same):
+    document = {"data": {"a": value}}
+    asked = read(f"event.data.a == {literal}", TRIGGER)
+    assert not asked.residual
+    assert expressions.holds(asked, document) is same
+    assert expressions.evaluate(f"(event.data.a == {literal})", {"event": document}) is same
 
 
 # -- both ways say the same ------------------------------------------------------------------
