@@ -46,7 +46,7 @@ class Event(models.Model):
     error = models.TextField(default="", help_text="Why it was refused or set aside.")
     shard = models.SmallIntegerField(default=0, db_default=0, help_text="Which router takes it.")
     attempts = models.SmallIntegerField(
-        default=0, db_default=0, help_text="How often its routing was begun, or failed."
+        default=0, db_default=0, help_text="How often its routing was begun; negative: in pieces."
     )
     quarantined = models.BooleanField(
         default=False, db_default=False, help_text="Set aside, since its routing failed twice."
@@ -61,6 +61,11 @@ class Event(models.Model):
                 fields=["deliver_at", "arrival"],
                 condition=Q(routed_at__isnull=True),
                 name="event_unrouted",
+            ),
+            models.Index(
+                fields=["deliver_at"],
+                condition=Q(routed_at__isnull=True, attempts__lt=0),
+                name="event_in_pieces",
             ),
             models.Index(fields=["name", "routed"], name="event_name_routed"),
             models.Index(

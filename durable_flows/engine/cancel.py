@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from durable_flows.engine import finish, settle, sql
+from durable_flows.engine.lookback import CancelHit
 from durable_flows.rules.states import HELD, DueState, RunState
 
 
@@ -25,6 +26,12 @@ def ask(reasons: Mapping[uuid.UUID, str]) -> None:
             for run, lease in resting.items()
         ]
     )
+
+
+def by_rules(hits: Sequence[CancelHit]) -> None:
+    """Cancel the runs whose rules were hit; where several were, for the first reason."""
+    ask({hit.run_id: f"event {hit.event_name} {hit.event_id}" for hit in reversed(hits)})
+    settle.end_cancel_waits(hits)
 
 
 def _mark_cancelling(reasons: Mapping[uuid.UUID, str]) -> None:

@@ -30,6 +30,7 @@ PLACES = frozenset(
         "before_routed_commit",
         "batch_routed",
         "before_quarantine",
+        "between_pieces",
         # claim
         "claimed",
         "claim_read",

@@ -4,7 +4,8 @@
 others; 2 and more, one less than the number of routers that had it in hand alone. It is raised by the
 transaction that numbers the event, and put back by a router that lives to tell of a failure. So what is
 found raised was, as far as anybody can know, in the hand of a router that died: it is taken alone, and
-only what was in hand alone can be found guilty.
+only what was in hand alone can be found guilty. For what is settled in pieces the number is negative; see
+`broadcast`.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def begun(event: Routed, *, alone: bool) -> int:
 
 def is_guilty(event: Routed) -> bool:
     """Whether routers died of it, or it failed, so often that it is not to be taken again."""
-    return event.attempts > MOST_FAILURES
+    return abs(event.attempts) > MOST_FAILURES
 
 
 def give_back(events: Sequence[Routed]) -> None:
@@ -58,9 +59,17 @@ def give_back(events: Sequence[Routed]) -> None:
 
 def count_failure(event: Routed, error: Exception) -> None:
     """Note that the routing of this event, alone, has failed; at the second time set it aside."""
+    _count(event, begun(event, alone=True), error)
+
+
+def count_failure_in_pieces(event: Routed, error: Exception) -> None:
+    """The same for an event that is settled in pieces; that it was begun has been counted."""
+    _count(event, min(event.attempts, -2), error)
+
+
+def _count(event: Routed, attempts: int, error: Exception) -> None:
     described = outcomes.describe(error)
-    attempts = begun(event, alone=True)
-    last = attempts > MOST_FAILURES
+    last = abs(attempts) > MOST_FAILURES
     failpoints.reach("before_quarantine", event.name)
     sql.execute(
         "UPDATE durable_flows_event SET attempts = %(attempts)s, error = %(error)s, "

@@ -21,6 +21,7 @@ from django.db import DatabaseError
 from durable_flows import conf
 from durable_flows.engine import (
     admit,
+    broadcast,
     cancel,
     clocksync,
     conditions,
@@ -62,11 +63,13 @@ class _Hand:
         most: how many it may take.
         events: what it took.
         in_part: whether it left some of what it may take to the next hand.
+        broadcasts: whether there may be events that are settled in pieces.
     """
 
     most: int
     events: Sequence[Routed] = ()
     in_part: bool = False
+    broadcasts: bool = False
 
 
 def route() -> Routing:
@@ -85,12 +88,14 @@ def route() -> Routing:
     """
     clocksync.synchronise()
     deployments.announce()
-    done = Routing()
+    done, pieces = Routing(), broadcast.Pieces()
     limit = most = conf.settings().ROUTE_BATCH
     while True:
         hand = _Hand(most)
         try:
             if not _route_batch(hand, done):
+                break
+            if hand.broadcasts and not _settle_piece(pieces, done):
                 break
         except Exception as error:
             _ring(done)
@@ -106,9 +111,10 @@ def _route_batch(hand: _Hand, done: Routing) -> bool:
     if not _admit_batch(hand, done):
         return False
     if not hand.events:
-        return _is_more_to_do()
+        hand.broadcasts = _is_more_to_do()
+        return hand.broadcasts
     failpoints.reach("between_routing_transactions")
-    _settle_batch(hand, done)
+    _settle_hand(hand, done)
     failpoints.reach("batch_routed")
     _ring(done)
     done.batches += 1
@@ -177,7 +183,9 @@ def _admit_batch(hand: _Hand, done: Routing) -> bool:
 
 def _take(hand: _Hand) -> None:
     """Take the next events in hand, in order; those that may have killed a router one by one."""
-    found = stored.unrouted(deployments.may_route(), now=clock.now(), most=hand.most)
+    clause, params = deployments.may_route()
+    whole = f"{broadcast.NOT_UNDERWAY} AND {clause}", params
+    found = stored.unrouted(whole, now=clock.now(), most=hand.most)
     guilty = [event for event in found if quarantine.is_guilty(event)]
     quarantine.set_aside(guilty)
     events = [event for event in found if event not in guilty]
@@ -185,35 +193,77 @@ def _take(hand: _Hand) -> None:
     hand.in_part = len(hand.events) < len(events)
 
 
-def _settle_batch(hand: _Hand, done: Routing) -> None:
+def _settle_hand(hand: _Hand, done: Routing) -> None:
+    """Settle what is in hand, in order: together, or fewer at once if too many waits match."""
+    parts = [hand.events]
+    while parts:
+        part = parts.pop(0)
+        if not _settle_batch(part, hand, done):
+            half = len(part) // 2
+            parts[:0] = [part[:half], part[half:]]
+
+
+def _settle_batch(part: Sequence[Routed], hand: _Hand, done: Routing) -> bool:
     """The second transaction: what is in hand, and that no other router has routed meanwhile.
 
     Due rows are locked once, sorted, before anything is written.
+
+    Returns:
+        False if more waits match than one transaction should end: nothing was done.
     """
     with sql.atomic():
         sql.wait_for_lock(LOCK)
-        open_ = stored.still_unrouted([event.id for event in hand.events])
-        batch = [event for event in hand.events if event.id in open_]
+        batch, before = _still_in_hand(part, hand)
         commands = [event for event in batch if event.name in _COMMANDS]
         judge = conditions.Judge()
-        found = settle.offer(batch, judge)
+        found = settle.offer(batch, judge, before=before)
+        if found.is_crowded and len(batch) > 1:
+            return False
         late = lookback.for_cancels(_triggers_of_cancellable(batch), judge)
         settle.lock_due({*found.run_ids, *(hit.run_id for hit in late), *_targets(commands)})
         retried, refused = _obey(commands)
-        again = settle.offer(batch, judge, retried) if retried else settle.Found()
+        again = settle.offer(batch, judge, run_ids=retried) if retried else settle.Found()
         done.queues |= settle.resume(found) | settle.resume(again)
-        _cancel([*found.cancels, *late, *again.cancels])
+        cancel.by_rules([*found.cancels, *late, *again.cancels])
         judge.note()
-        _mark_routed(batch, refused)
+        if found.is_crowded:
+            broadcast.begin(batch[0])
+            hand.broadcasts = True
+        else:
+            _mark_routed(batch, refused)
+            done.events += len(batch)
         failpoints.reach("before_routed_commit")
-    done.events += len(batch)
+    return True
 
 
-def _cancel(hits: Sequence[lookback.CancelHit]) -> None:
-    """Cancel the runs whose rules were hit; where several were, for the first reason."""
-    reasons = {hit.run_id: f"event {hit.event_name} {hit.event_id}" for hit in reversed(hits)}
-    cancel.ask(reasons)
-    settle.end_cancel_waits(hits)
+def _still_in_hand(part: Sequence[Routed], hand: _Hand) -> tuple[list[Routed], list[Routed]]:
+    """What nobody else has routed, or begun to; and the events that are being settled in pieces."""
+    open_ = stored.still_unrouted([event.id for event in part])
+    hand.broadcasts = hand.broadcasts or bool(open_ - {event.id for event in part})
+    before = broadcast.underway() if hand.broadcasts else []
+    taken = {event.id for event in before}
+    return [event for event in part if event.id in open_ - taken], before
+
+
+def _settle_piece(pieces: broadcast.Pieces, done: Routing) -> bool:
+    """The next piece of an event that very many waits match. False: another router is at work."""
+    try:
+        is_done = False
+        while not is_done:
+            with sql.atomic():
+                if not sql.try_lock(LOCK):
+                    return False
+                is_done = broadcast.settle_piece(pieces, deployments.may_route())
+    except Exception as error:
+        if sql.is_transient(error):
+            raise
+        broadcast.count_failure(pieces, error)
+    failpoints.reach("between_pieces")
+    done.queues |= pieces.queues
+    done.events, pieces.routed = done.events + pieces.routed, 0
+    done.batches += 1
+    _ring(done)
+    return True
 
 
 def _triggers_of_cancellable(batch: Sequence[Routed]) -> list[uuid.UUID]:
@@ -336,11 +386,7 @@ def _obey(commands: Sequence[Routed]) -> tuple[list[uuid.UUID], dict[uuid.UUID, 
 
 
 def _mark_routed(batch: Sequence[Routed], refused: Mapping[uuid.UUID, str]) -> None:
-    sql.execute(
-        "UPDATE durable_flows_event SET routed_at = %(now)s::timestamptz, error = '' "
-        f"WHERE {sql.among('id', 'ids')}",
-        {"now": clock.now(), "ids": [event.id for event in batch]},
-    )
+    stored.mark_routed([event.id for event in batch])
     for event_id, error in refused.items():
         sql.execute(
             "UPDATE durable_flows_event SET error = %(error)s WHERE id = %(id)s",

@@ -105,6 +105,8 @@ def as_settled(wait: Waiting) -> Waiting | None:
 
 # -- the router's side -----------------------------------------------------------------------
 
+PIECE = 1_000  # waits that one transaction looks at
+
 
 @dataclass(frozen=True, slots=True)
 class _Pending:
@@ -138,9 +140,15 @@ class _Pending:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a batch of events would do to pending waits: read without locks, written under them."""
+    """What a batch of events would do to pending waits: read without locks, written under them.
+
+    Attributes:
+        taken: the waits that would end, each with the event that ends it.
+        is_crowded: nothing was looked at, since more than `PIECE` waits match.
+    """
 
     taken: tuple[tuple[_Pending, Routed], ...] = ()
+    is_crowded: bool = False
 
     @property
     def run_ids(self) -> set[uuid.UUID]:
@@ -158,17 +166,56 @@ class Found:
 
 
 def offer(
-    batch: Sequence[Routed], judge: Judge, run_ids: Iterable[uuid.UUID] | None = None
+    batch: Sequence[Routed],
+    judge: Judge,
+    *,
+    run_ids: Iterable[uuid.UUID] | None = None,
+    before: Sequence[Routed] = (),
 ) -> Found:
-    """Offer events to every pending wait, or to those of some runs only. Writes nothing.
+    """Offer events to every pending wait. Writes nothing.
 
     What the judge could not decide is to be noted under the locks.
+
+    Args:
+        batch: the events, in order.
+        judge: decides by the expressions of waits.
+        run_ids: offer them to the waits of these runs only.
+        before: events that are settled in pieces, of which this is not the turn: from waits that both
+            match the batch must not take what is theirs, nor resume a run that they cancel.
     """
-    by_hash = _by_signatures(batch)
-    waits = _read_pending(list(by_hash))
-    if run_ids is not None:
-        waits = [wait for wait in waits if wait.run_id in set(run_ids)]
+    by_hash = _by_signatures(sorted([*before, *batch], key=lambda event: event.place))
+    ids = {event.id for event in batch}
+    own = [match for match, found in by_hash.items() if any(event.id in ids for event in found)]
+    waits = _read_pending(own, run_ids=run_ids, most=PIECE + 1)
+    if len(waits) > PIECE:
+        return Found(is_crowded=True)
+    if len(own) < len(by_hash):
+        runs = {wait.run_id for wait in waits}
+        waits += _read_pending([match for match in by_hash if match not in own], run_ids=runs)
     return Found(tuple(_take(waits, by_hash, _accepting(waits, judge))))
+
+
+_FIRST = uuid.UUID(int=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A place among the waits that one event matches: the last that was looked at."""
+
+    match: uuid.UUID = _FIRST
+    wait: uuid.UUID = _FIRST
+
+
+def offer_piece(routed: Routed, judge: Judge, place: Place) -> tuple[Found, Place | None]:
+    """Offer one event to the next `PIECE` waits that it matches. Returns None if there are no more."""
+    by_hash = _by_signatures([routed])
+    for match in sorted(match for match in by_hash if match >= place.match):
+        after = place.wait if match == place.match else _FIRST
+        waits = _read_pending([match], after=after, most=PIECE)
+        if waits:
+            found = Found(tuple(_take(waits, by_hash, _accepting(waits, judge))))
+            return found, Place(match, waits[-1].id)
+    return Found(), None
 
 
 def resume(found: Found) -> set[str]:
@@ -256,15 +303,30 @@ def _by_signatures(batch: Sequence[Routed]) -> dict[uuid.UUID, list[Routed]]:
     return found
 
 
-def _read_pending(hashes: list[uuid.UUID]) -> list[_Pending]:
+def _read_pending(
+    hashes: Sequence[uuid.UUID],
+    *,
+    run_ids: Iterable[uuid.UUID] | None = None,
+    after: uuid.UUID | None = None,
+    most: int | None = None,
+) -> list[_Pending]:
     if not hashes:
         return []
+    clauses = [sql.among("w.match", "hashes")]
+    clauses += [sql.among("w.run_id", "runs")] if run_ids is not None else []
+    clauses += ["w.id > %(after)s"] if after is not None else []
     rows = sql.execute(
         "SELECT w.id, w.run_id, w.key, w.kind, w.match, w.expression, w.eligible_from, "
         "w.received_since, w.expires_at, r.event_id "
         "FROM durable_flows_wait w JOIN durable_flows_run r ON r.id = w.run_id "
-        f"WHERE {sql.among('w.match', 'hashes')} AND w.settled_at IS NULL",
-        {"hashes": hashes},
+        f"WHERE {' AND '.join(clauses)} AND w.settled_at IS NULL "
+        f"{'ORDER BY w.id' if after is not None else ''} {'LIMIT %(most)s' if most else ''}",
+        {
+            "hashes": list(hashes),
+            "runs": list(run_ids or ()),
+            "after": after,
+            "most": most,
+        },
     )
     return [
         _Pending(

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from durable_flows.engine import sql
-from durable_flows.rules import payload
+from durable_flows.rules import clock, payload
 from durable_flows.rules.events import Event
 
 COLUMNS = ("id", "name", "data", "user", "key", "ts", "v")
@@ -36,6 +36,11 @@ class Routed:
     depth: int
     attempts: int
     row: tuple[Any, ...] = field(repr=False)
+
+    @property
+    def place(self) -> tuple[datetime, int]:
+        """Its place in the order of delivery."""
+        return self.deliver_at, self.arrival
 
     @cached_property
     def event(self) -> Event:
@@ -120,12 +125,22 @@ def any_unrouted(now: datetime, condition: Condition = ("true", {})) -> bool | N
 
 
 def still_unrouted(ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:
-    """Those of these events that still ask for something."""
+    """Those of these events that still ask for something, and all that are settled in pieces."""
     rows = sql.execute(
-        f"SELECT id FROM durable_flows_event WHERE {sql.among('id', 'ids')} AND routed_at IS NULL",
+        f"SELECT id FROM durable_flows_event WHERE {sql.among('id', 'ids')} AND routed_at IS NULL "
+        "UNION ALL SELECT id FROM durable_flows_event WHERE routed_at IS NULL AND attempts < 0",
         {"ids": list(ids)},
     )
     return {sql.uid(row[0]) for row in rows}
+
+
+def mark_routed(ids: Sequence[uuid.UUID]) -> None:
+    """Everything that these events asked for is done."""
+    sql.execute(
+        "UPDATE durable_flows_event SET routed_at = %(now)s::timestamptz, error = '' "
+        f"WHERE {sql.among('id', 'ids')}",
+        {"now": clock.now(), "ids": list(ids)},
+    )
 
 
 def by_id(ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Routed]:

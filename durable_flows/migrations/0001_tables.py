@@ -33,12 +33,12 @@ class Migration(migrations.Migration):
                 ('routed_at', models.DateTimeField(help_text='When everything it asked for was done.', null=True)),
                 ('error', models.TextField(default='', help_text='Why it was refused or set aside.')),
                 ('shard', models.SmallIntegerField(db_default=0, default=0, help_text='Which router takes it.')),
-                ('attempts', models.SmallIntegerField(db_default=0, default=0, help_text='How often its routing was begun, or failed.')),
+                ('attempts', models.SmallIntegerField(db_default=0, default=0, help_text='How often its routing was begun; negative: in pieces.')),
                 ('quarantined', models.BooleanField(db_default=False, default=False, help_text='Set aside, since its routing failed twice.')),
             ],
             options={
                 'permissions': [('reroute_event', 'Can have an event routed again')],
-                'indexes': [models.Index(condition=models.Q(('routed_at__isnull', True)), fields=['deliver_at', 'arrival'], name='event_unrouted'), models.Index(fields=['name', 'routed'], name='event_name_routed'), models.Index(condition=models.Q(('quarantined', True)), fields=['-routed_at'], name='event_quarantined')],
+                'indexes': [models.Index(condition=models.Q(('routed_at__isnull', True)), fields=['deliver_at', 'arrival'], name='event_unrouted'), models.Index(condition=models.Q(('attempts__lt', 0), ('routed_at__isnull', True)), fields=['deliver_at'], name='event_in_pieces'), models.Index(fields=['name', 'routed'], name='event_name_routed'), models.Index(condition=models.Q(('quarantined', True)), fields=['-routed_at'], name='event_quarantined')],
             },
         ),
         migrations.CreateModel(

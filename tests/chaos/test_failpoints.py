@@ -18,8 +18,8 @@ from tests.servers import postgres_server
 pytestmark = [pytest.mark.processes, pytest.mark.two_writers]
 
 TRIPS = 4
-#: Nobody comes there on a journey: tests/engine/test_crashes.py does.
-OFF_THE_WAY = {"before_hand_back", "handed_back"}
+#: Nobody comes there on a journey: tests of the engine do.
+OFF_THE_WAY = {"before_hand_back", "handed_back", "between_pieces"}
 AT_ONCE = 4  # cases: most of their time they wait, for leases and timers
 
 #: Who comes to these places; all others are on the way of `flows tick --loop`.

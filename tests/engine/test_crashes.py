@@ -37,8 +37,7 @@ pytestmark = pytest.mark.django_db
 REPEATED = {"step_ran": "ask", "before_atomic_commit": "book"}
 #: Places that the journey does not come to: each has a test of its own here.
 ELSEWHERE = {
-    "before_hand_back",
-    "handed_back",
+    *("before_hand_back", "handed_back", "between_pieces"),
     *("before_quarantine", "command_obeyed", "before_give_back", "given_back"),
     *("tick_taken", "unparked"),
 }
