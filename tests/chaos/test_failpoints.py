@@ -69,7 +69,7 @@ def case(
 def play(project: Project, place: str) -> int:
     """Let a process die at a place and another finish. Returns the id of the dead one."""
     project.execute(BEFORE.get(place, ""))
-    victim = project.start(*WORKER.get(place, TICK), failpoint=f"{place}:1")
+    victim = project.start(*WORKER.get(place, TICK), **{failpoints.VARIABLE: f"{place}:1"})
     assert victim.wait(60) == -signal.SIGKILL, project.said()
     finisher = project.start(*TICK)
     project.until(lambda: not project.unfinished(), f"all is done after a death at {place}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -94,3 +95,13 @@ def heavy(event: Event, step: Step, run: Run) -> None:
         time.sleep(event.data["seconds"])
 
     step.run("lift", lift)
+
+
+if os.environ.get("ERRANDS_VERSION") == "new":
+
+    @flow("newcomer", on="trip/began", retries=SOON)
+    def newcomer(step: Step, run: Run) -> None:
+        """Is not there in the old version of this project."""
+        step.run("greet", witness.tell, run.id, "greet")
+        step.sleep("rest", 0.1)
+        step.run("part", witness.tell, run.id, "part")

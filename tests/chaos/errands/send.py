@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
 import sys
 import threading
@@ -10,7 +11,8 @@ from typing import Any
 
 import django
 
-ENOUGH = 150  # unfinished runs: everybody has something in hand
+#: Unfinished runs with which everybody has something in hand.
+ENOUGH = int(os.environ.get("ERRANDS_ENOUGH", "150"))
 PAUSE = 0.1  # seconds
 
 told = threading.Event()
