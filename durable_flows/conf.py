@@ -37,6 +37,8 @@ class Settings:
     DRAIN_SECONDS: float = 30.0
     #: Runs claimed at once.
     CLAIM_BATCH: int = 10
+    #: Deaths of its worker in a row, while a run was executed alone, after which the run fails.
+    POISON_CLAIMS: int = 3
     #: Events routed at once.
     ROUTE_BATCH: int = 500
     #: Bytes of one event's data and user together.

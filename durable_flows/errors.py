@@ -202,6 +202,10 @@ class LimitExceeded(NonRetriableError):
     """A run went over one of its limits."""
 
 
+class PoisonRun(NonRetriableError):
+    """The run's worker died each time that it executed this run."""
+
+
 # -- control flow of a slice: never an Exception, so that `except Exception` lets them through ----
 
 

@@ -5,22 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 from durable_flows import conf
-from durable_flows.engine import failpoints, leases, sql, stored
+from durable_flows.engine import failpoints, floors, leases, sql, stored
 from durable_flows.engine.history import Claim
 from durable_flows.rules import clock
 
 #: FOR UPDATE SKIP LOCKED: two claims never take the same run. MATERIALIZED: never more than asked for.
+#: A suspect, whose last claim did not end, is taken alone when it comes first, and otherwise left.
 _NEXT = (
-    "WITH next AS MATERIALIZED (SELECT run_id FROM durable_flows_due "
-    "WHERE queue = %(queue)s AND wake_at <= %(now)s ORDER BY wake_at LIMIT %(most)s "
-    "FOR UPDATE SKIP LOCKED)"
+    "WITH seen AS MATERIALIZED (SELECT run_id, wake_at, claims FROM durable_flows_due "
+    f"WHERE queue = %(queue)s AND {floors.above('wake_at', 'queue')} AND wake_at <= %(now)s "
+    "AND (claims = 0 OR %(suspects)s) ORDER BY wake_at LIMIT %(most)s FOR UPDATE SKIP LOCKED), "
+    "first AS (SELECT run_id, claims FROM seen ORDER BY wake_at LIMIT 1), "
+    "next AS (SELECT seen.run_id FROM seen, first "
+    "WHERE CASE WHEN first.claims > 0 THEN seen.run_id = first.run_id ELSE seen.claims = 0 END)"
 )
 _TAKE = (
     "UPDATE durable_flows_due SET lease = lease + 1, claims = claims + 1, nudged = false, "
     "wake_at = %(until)s::timestamptz, "
     "state = CASE WHEN state = 'cancelling' THEN 'cancelling' ELSE 'running' END "
     "FROM next WHERE durable_flows_due.run_id = next.run_id "
-    "RETURNING durable_flows_due.run_id, lease, state, due_since"
+    "RETURNING durable_flows_due.run_id, lease, state, due_since, claims"
 )
 _START = (
     "UPDATE durable_flows_run SET state = 'started', "
@@ -37,13 +41,21 @@ _AT_ONCE = (
 )
 
 
-def claim(queue: str, most: int) -> list[Claim]:
-    """Take up to ``most`` due runs of this queue, the longest due first."""
+def claim(queue: str, most: int, *, suspects: bool = True) -> list[Claim]:
+    """Take up to ``most`` due runs of this queue, the longest due first.
+
+    Args:
+        queue: of which queue.
+        most: how many. A run whose last claim did not end is the only one of its batch.
+        suspects: whether to take such a run.
+    """
     now = clock.now()
     params = {
         "queue": queue,
         "now": now,
         "most": most,
+        "ever": floors.EVER,
+        "suspects": suspects,
         "until": now + clock.real(conf.settings().LEASE_SECONDS),
     }
     rows = sql.execute(_AT_ONCE, params) if sql.postgres() else _one_by_one(params)
@@ -74,13 +86,14 @@ def _one_by_one(params: dict[str, Any]) -> list[sql.Row]:
 
 
 def _claim(queue: str, row: sql.Row) -> Claim:
-    _, lease, state, _, run_id, flow_id, generation, mark, created_at, depth, *event = row
+    _, lease, state, _, claims, run_id, flow_id, generation, mark, created_at, depth, *event = row
     found = stored.event(event)
     return Claim(
         run_id=sql.uid(run_id),
         flow_id=flow_id,
         queue=queue,
         lease=lease,
+        unended=claims - 1,
         generation=generation,
         mark=mark,
         cancelling=state == "cancelling",

@@ -6,6 +6,8 @@ import logging
 import mmap
 import random
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -21,6 +23,7 @@ from durable_flows.engine import (
     leases,
     ring,
     settle,
+    solitude,
     sql,
 )
 from durable_flows.engine.batch import Batch
@@ -35,12 +38,13 @@ from durable_flows.errors import (
     HandBack,
     InvalidPayload,
     LeaseLost,
+    PoisonRun,
     Suspend,
     SuspendSwallowed,
     UnserialisableResult,
 )
 from durable_flows.registry import Flow, registry
-from durable_flows.rules import clock, outcomes, payload
+from durable_flows.rules import clock, outcomes, payload, poison
 from durable_flows.rules.states import DueState, RunState
 
 logger = logging.getLogger(__name__)
@@ -131,15 +135,29 @@ def drain(queue: str, *, seconds: float | None = None) -> int:
         if time.monotonic() >= until:
             ring.drain(queue)  # another task goes on where this one stops
             break
-        batch = claim(queue, conf.settings().CLAIM_BATCH)
-        if not batch:
-            break
-        if len(batch) == conf.settings().CLAIM_BATCH and time.monotonic() >= spread_at:
-            ring.drain(queue)  # a burst spreads over the workers: each calls one more
-            spread_at = time.monotonic() + SPREAD
-        _execute_batch(batch)
-        count += len(batch)
+        with _claimed(queue) as batch:
+            if not batch:
+                break
+            more = len(batch) == conf.settings().CLAIM_BATCH or batch[0].is_suspect
+            if more and time.monotonic() >= spread_at:
+                ring.drain(queue)  # a burst spreads over the workers: each calls one more
+                spread_at = time.monotonic() + SPREAD
+            _execute_batch(batch)
+            count += len(batch)
     return count
+
+
+@contextmanager
+def _claimed(queue: str) -> Iterator[list[Claim]]:
+    """A batch of runs to execute, or a suspect alone, beside which this process executes no other."""
+    room = solitude.take()
+    try:
+        batch = claim(queue, conf.settings().CLAIM_BATCH, suspects=room is not None)
+        if not (batch and batch[0].is_suspect):
+            solitude.leave(room)
+        yield batch
+    finally:
+        solitude.leave(room)
 
 
 def _execute_batch(claims: list[Claim]) -> None:
@@ -176,6 +194,8 @@ def execute(claimed: Claim, history: History) -> Outcome:
     flow = registry.find(claimed.flow_id)
     if flow is None:
         return Unknown()
+    if claimed.is_suspect and (deaths := _deaths(claimed, history)) >= _most_deaths():
+        return _poisonous(claimed, history, deaths)
     journal = Journal(
         claimed,
         history,
@@ -196,6 +216,28 @@ def execute(claimed: Claim, history: History) -> Outcome:
         return HandedBack()
     except CancelAsked:
         return _cancelled(claimed)
+
+
+def _deaths(claimed: Claim, history: History) -> int:
+    return poison.deaths(
+        unended=claimed.unended, lease=claimed.lease, recorded_under=history.recorded_under
+    )
+
+
+def _most_deaths() -> int:
+    return conf.settings().POISON_CLAIMS
+
+
+def _poisonous(claimed: Claim, history: History, deaths: int) -> Ending:
+    """A run that takes every worker with it is executed no more; a person may retry it."""
+    last = next(reversed(history.steps), "")
+    place = f"after step {last!r}" if last else "before its first step was recorded"
+    error = PoisonRun(
+        f"its worker died {deaths} times in a row while it executed this run alone, {place}; look "
+        f"for what ends the process in the worker's log, then retry the run "
+        f"({conf.shown('POISON_CLAIMS')})"
+    )
+    return _failed_for_good(claimed, error)
 
 
 def _replay(flow: Flow, claimed: Claim, journal: Journal) -> Outcome:
@@ -240,17 +282,21 @@ def _failed(flow: Flow, claimed: Claim, journal: Journal, error: BaseException) 
     failures = len(journal.failures(key)) + 1
     verdict = outcomes.after_failure(error, flow.retries, failures=failures, spread=random.random())
     if isinstance(verdict, outcomes.GiveUp):
-        described = outcomes.describe(verdict.error)
-        return Ending(
-            run_id=claimed.run_id,
-            lease=claimed.lease,
-            state=RunState.FAILED,
-            error=described,
-            reason=f"{described['name']}: {described['message']}"[:1000],
-        )
+        return _failed_for_good(claimed, verdict.error)
     next_at = clock.now() + verdict.delay
     journal.record_failure(key, outcomes.describe(error), next_at)
     return Sleeping(next_at)
+
+
+def _failed_for_good(claimed: Claim, error: BaseException) -> Ending:
+    described = outcomes.describe(error)
+    return Ending(
+        run_id=claimed.run_id,
+        lease=claimed.lease,
+        state=RunState.FAILED,
+        error=described,
+        reason=f"{described['name']}: {described['message']}"[:1000],
+    )
 
 
 def _hold_off(journal: Journal) -> None:

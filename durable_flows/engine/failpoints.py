@@ -60,6 +60,7 @@ PLACES = frozenset(
         "ends_written",
         # housekeeping
         "tick_taken",
+        "floor_kept",
         "unparked",
     }
 )

@@ -16,12 +16,17 @@ from durable_flows.rules.events import Event
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """A run that this process holds: what a slice needs to know of it."""
+    """A run that this process holds: what a slice needs to know of it.
+
+    Attributes:
+        unended: claims in a row before this one that did not end: their workers died, or lost it.
+    """
 
     run_id: uuid.UUID
     flow_id: str
     queue: str
     lease: int
+    unended: int
     generation: int
     mark: int
     cancelling: bool
@@ -29,6 +34,11 @@ class Claim:
     event: Event
     event_id: uuid.UUID
     depth: int
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether it may be what its last worker has died of."""
+        return self.unended > 0
 
     @property
     def has_history(self) -> bool:
@@ -47,6 +57,7 @@ class Recorded:
     error: str | None
     until: datetime | None
     mark: int
+    lease: int
 
     @property
     def value(self) -> Any:
@@ -100,6 +111,11 @@ class History:
         """Bytes of all results."""
         return sum(size_of(step.output) for step in self.steps.values())
 
+    @property
+    def recorded_under(self) -> int:
+        """The lease under which the newest step was recorded; 0 if there is none."""
+        return max((step.lease for step in self.steps.values()), default=0)
+
 
 def size_of(output: str | None) -> int:
     """Bytes of a result."""
@@ -119,8 +135,8 @@ def histories(claims: Sequence[Claim]) -> dict[uuid.UUID, History]:
 
 
 def _read_steps(found: dict[uuid.UUID, History]) -> None:
-    for run_id, key, kind, state, output, error, until, mark in sql.execute(
-        "SELECT run_id, key, kind, state, output, error, until, mark FROM durable_flows_step "
+    for run_id, key, kind, state, output, error, until, mark, lease in sql.execute(
+        "SELECT run_id, key, kind, state, output, error, until, mark, lease FROM durable_flows_step "
         f"WHERE {sql.among('run_id', 'runs')} ORDER BY run_id, seq",
         {"runs": list(found)},
     ):
@@ -132,6 +148,7 @@ def _read_steps(found: dict[uuid.UUID, History]) -> None:
             error=error,
             until=until and sql.moment(until),
             mark=mark,
+            lease=lease,
         )
 
 

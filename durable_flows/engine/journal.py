@@ -225,6 +225,7 @@ class Journal:
             error=error,
             until=until and sql.moment(until),
             mark=mark,
+            lease=self.claim.lease,
         )
         return step, due_state
 
@@ -285,6 +286,7 @@ class Journal:
             error=params["error"],
             until=until,
             mark=mark,
+            lease=self.claim.lease,
         )
         return step, state
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from durable_flows import conf
-from durable_flows.engine import clocksync, deployments, execute, failpoints, ring, sql
+from durable_flows.engine import clocksync, deployments, execute, failpoints, floors, ring, sql
 from durable_flows.engine.route import route
 from durable_flows.models import Due, Event
 from durable_flows.rules import clock
@@ -27,6 +27,7 @@ def tick() -> bool:
     if Event.objects.using(conf.settings().DATABASE).unrouted(clock.now()).exists():
         ring.route()
     for queue in queues():
+        keep_floor(queue)
         _ring_ahead(queue)
     return True
 
@@ -40,6 +41,7 @@ def turn_by_hand() -> int:
     count = route().events
     unpark_known()
     for queue in queues():
+        keep_floor(queue)
         count += execute.drain(queue)
     return count
 
@@ -55,6 +57,16 @@ def queues() -> list[str]:
         "SELECT queue FROM found WHERE queue IS NOT NULL"
     )
     return [row[0] for row in rows]
+
+
+def keep_floor(queue: str) -> None:
+    """See to it that claims find everything that is due on this queue, and little else."""
+    rows = sql.execute(
+        "SELECT min(wake_at) FROM durable_flows_due WHERE queue = %(queue)s AND wake_at <= %(now)s",
+        {"queue": queue, "now": clock.now()},
+    )
+    (oldest,) = rows[0]
+    floors.keep(queue, oldest and sql.moment(oldest))
 
 
 def unpark_known() -> None:
