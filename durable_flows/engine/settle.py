@@ -286,10 +286,13 @@ def wake(run_ids: Iterable[uuid.UUID]) -> set[str]:
 
 def lock_due(run_ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, tuple[str, int]]:
     """Lock due rows, sorted. Returns run → (state, lease) of those that are there."""
+    wanted = sorted(set(run_ids))
+    if not wanted:
+        return {}
     rows = sql.execute(
         "SELECT run_id, state, lease FROM durable_flows_due "
         f"WHERE {sql.among('run_id', 'runs')} ORDER BY run_id FOR UPDATE",
-        {"runs": sorted(set(run_ids))},
+        {"runs": wanted},
     )
     return {sql.uid(run_id): (state, lease) for run_id, state, lease in rows}
 
