@@ -41,6 +41,8 @@ class Settings:
     POISON_CLAIMS: int = 3
     #: Events routed at once.
     ROUTE_BATCH: int = 500
+    #: Routers at work at once on PostgreSQL: a power of two up to 256. Order is kept within each only.
+    ROUTE_SHARDS: int = 1
     #: Bytes of one event's data and user together.
     MAX_EVENT_BYTES: int = 512 * KIB
     #: Events in one call of send.
@@ -134,3 +136,10 @@ def _check(name: str, value: Any) -> None:
         return
     if not 0 < cast(float, value) < math.inf:  # neither is NaN
         raise InvalidSetting(f'DURABLE_FLOWS["{name}"] must be positive and finite, not {value!r}')
+    if name == "ROUTE_SHARDS" and value not in _SHARDS:
+        raise InvalidSetting(
+            f'DURABLE_FLOWS["ROUTE_SHARDS"] is a power of two from 1 to 256, not {value!r}'
+        )
+
+
+_SHARDS = [1 << bits for bits in range(9)]

@@ -18,7 +18,7 @@ from durable_flows.engine.stored import Routed
 from durable_flows.rules import clock
 
 MOST = 1_000  # events that are settled in pieces at one time
-NOT_UNDERWAY = "e.attempts >= 0"
+NOT_UNDERWAY: stored.Condition = ("e.attempts >= 0", {})
 _UNDERWAY = "e.attempts < 0"
 
 
@@ -42,9 +42,9 @@ def begin(event: Routed) -> None:
     _note(event, min(-1, -event.attempts))
 
 
-def underway() -> list[Routed]:
+def underway(of: stored.Condition) -> list[Routed]:
     """The events that are settled in pieces now, in order."""
-    return stored.unrouted((_UNDERWAY, {}), now=clock.now(), most=MOST)
+    return stored.unrouted(stored.all_of((_UNDERWAY, {}), of), now=clock.now(), most=MOST)
 
 
 def settle_piece(pieces: Pieces, condition: stored.Condition) -> bool:
@@ -53,8 +53,8 @@ def settle_piece(pieces: Pieces, condition: stored.Condition) -> bool:
     Returns:
         False if it was only noted that this router begins: call again, in another transaction.
     """
-    clause, params = condition
-    found = stored.unrouted((f"{_UNDERWAY} AND {clause}", params), now=clock.now(), most=1)
+    whole = stored.all_of((_UNDERWAY, {}), condition)
+    found = stored.unrouted(whole, now=clock.now(), most=1)
     for event in found:
         if event.id in pieces.places:
             _settle(event, pieces)
@@ -67,9 +67,9 @@ def settle_piece(pieces: Pieces, condition: stored.Condition) -> bool:
     return True
 
 
-def count_failure(pieces: Pieces, error: Exception) -> None:
+def count_failure(pieces: Pieces, error: Exception, of: stored.Condition) -> None:
     """Note that a piece has failed; at the second time set the event aside."""
-    for event in underway()[:1]:
+    for event in underway(of)[:1]:
         pieces.places.pop(event.id, None)
         quarantine.count_failure_in_pieces(event, error)
 

@@ -7,9 +7,10 @@ another sender may have to wait for is the key of an event that carries the same
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from asgiref.sync import sync_to_async
@@ -17,7 +18,7 @@ from django.db import connections
 from uuid_utils.compat import uuid7
 
 from durable_flows import conf, models
-from durable_flows.engine import clocksync, ring, sql
+from durable_flows.engine import clocksync, ring, shards, sql
 from durable_flows.errors import (
     IllegalTransition,
     InvalidEvent,
@@ -29,6 +30,8 @@ from durable_flows.registry import Flow, provide
 from durable_flows.rules import clock, events, keys
 from durable_flows.rules.events import Encoded, Event
 from durable_flows.rules.states import RunState
+
+RunOf = Callable[[uuid.UUID], uuid.UUID]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,8 +109,9 @@ def start(
     key: str | None = None,
 ) -> str:
     """The verb behind `Flow.start`."""
-    event_id = _command(events.START, flow.id, {} if data is None else data, user=user, key=key)
-    return str(keys.flow_run_id(flow.id, event_id))
+    run_of = partial(keys.flow_run_id, flow.id)
+    data = {} if data is None else data
+    return str(run_of(_command(events.START, flow.id, data, run_of, user=user, key=key)))
 
 
 def cancel(run_id: str | uuid.UUID, *, reason: str = "") -> str:
@@ -130,7 +134,7 @@ def cancel(run_id: str | uuid.UUID, *, reason: str = "") -> str:
     run = _run_id(run_id)
     if not isinstance(reason, str):
         raise InvalidOption(f"cancel(): reason= is text, not {reason!r}")
-    _command(events.CANCEL, str(run), {"reason": reason} if reason else {})
+    _command(events.CANCEL, str(run), {"reason": reason} if reason else {}, lambda _: run)
     return str(run)
 
 
@@ -150,7 +154,7 @@ def retry(run_id: str | uuid.UUID) -> str:
         raise UnknownRun(f"there is no run {run}; was it purged, or its start rolled back?")
     if row.state != RunState.FAILED:
         raise IllegalTransition(row.state, RunState.QUEUED, "only a failed run can be retried")
-    _command(events.RETRY, str(run), {})
+    _command(events.RETRY, str(run), {}, lambda _: run)
     return str(run)
 
 
@@ -175,7 +179,8 @@ def rerun(run_id: str | uuid.UUID) -> str:
             f"there is no run {run}; was it purged, or its start rolled back? A run that was started "
             "in this transaction is there when that has been committed and routed"
         )
-    return str(keys.flow_run_id(flow_id, _command(events.RERUN, str(run), {})))
+    run_of = partial(keys.flow_run_id, flow_id)
+    return str(run_of(_command(events.RERUN, str(run), {}, run_of)))
 
 
 provide(start=start)
@@ -185,16 +190,23 @@ def _command(
     name: str,
     target: str,
     data: dict[str, Any],
+    run_of: RunOf,
+    *,
     user: dict[str, Any] | None = None,
     key: str | None = None,
 ) -> uuid.UUID:
+    """Store a command; ``run_of`` tells the run that it is about from its own id."""
     limits = conf.settings().event_limits
     encoded = events.encode_command(name, data, user, key=key, limits=limits)
-    return _insert([encoded], target=target)[0]
+    return _insert([encoded], target=target, run_of=run_of)[0]
 
 
 def _insert(
-    encoded: Sequence[Encoded], *, sender: Sender | None = None, target: str = ""
+    encoded: Sequence[Encoded],
+    *,
+    sender: Sender | None = None,
+    target: str = "",
+    run_of: RunOf | None = None,
 ) -> list[uuid.UUID]:
     if not encoded:
         return []
@@ -205,9 +217,9 @@ def _insert(
     if any(event.key for event in encoded):
         with sql.atomic():  # a key without its event would drop the event for good
             ids = _dedupe(encoded, ids, now, target)
-            _insert_rows(encoded, ids, now, sender, target)
+            _insert_rows(encoded, ids, now, sender, target, run_of)
     else:
-        _insert_rows(encoded, ids, now, sender, target)
+        _insert_rows(encoded, ids, now, sender, target, run_of)
     sql.on_commit(ring.route)
     return ids
 
@@ -248,6 +260,7 @@ def _insert_rows(
     now: datetime,
     sender: Sender | None,
     target: str,
+    run_of: RunOf | None,
 ) -> None:
     rows = [(id_, event) for id_, event in _fresh(encoded, ids)]
     columns: dict[str, list[Any]] = {
@@ -264,6 +277,9 @@ def _insert_rows(
         "sender": [sender and sender.run_id] * len(rows),
         "depth": [sender.depth if sender else 0] * len(rows),
         "error": [""] * len(rows),
+        "shard": [
+            shards.number_of(str(run_of(id_)) if run_of else event.name) for id_, event in rows
+        ],
     }
     computed = {"mark": sql.counter("routed")}
     if sql.postgres():

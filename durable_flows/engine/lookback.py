@@ -22,7 +22,7 @@ _FIELDS = 3  # columns before those of the event
 #: Events that a cancel wait ``w`` of run ``r`` would have taken, had it been there when they came.
 _EARLIER = (
     "durable_flows_eventmatch m JOIN durable_flows_event e ON e.id = m.event_id "
-    "WHERE m.match = w.match AND m.routed > t.mark AND m.routed < r.mark "
+    "WHERE m.match = w.match AND m.routed > t.mark "
     "AND e.deliver_at <= w.expires_at "
     "AND (e.deliver_at, e.arrival) > (w.received_since, w.eligible_from)"
 )

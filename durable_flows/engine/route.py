@@ -1,15 +1,16 @@
 """Routes events: who starts, who resumes, who is cancelled.
 
-One router at a time, in two transactions. The first numbers the events and admits runs; everything in
-it is keyed, so that doing it again adds nothing. The second, which sees what the first committed and
-whatever slices have committed meanwhile, offers the events to the waits, cancels, retries, and marks
-them routed. A router that dies between the two leaves events that are numbered but not routed: the
-next one does both again, with the same numbers.
+One router at a time, for each shard if there are several, in two transactions. The first numbers the
+events and admits runs; everything in it is keyed, so that doing it again adds nothing. The second,
+which sees what the first committed and whatever slices have committed meanwhile, offers the events to
+the waits, cancels, retries, and marks them routed. A router that dies between the two leaves events
+that are numbered but not routed: the next one does both again, with the same numbers.
 """
 
 from __future__ import annotations
 
 import logging
+import random
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -35,15 +36,13 @@ from durable_flows.engine import (
     sql,
     stored,
 )
+from durable_flows.engine.shards import Shard, all_shards
 from durable_flows.engine.stored import Routed
 from durable_flows.errors import IllegalTransition, UnknownRun
 from durable_flows.models import Event, EventMatch
-from durable_flows.registry import registry
 from durable_flows.rules import clock, events
 
 logger = logging.getLogger(__name__)
-
-LOCK = 0x646C6F77  # "dlow": the advisory lock of the one router
 
 
 @dataclass(slots=True)
@@ -60,15 +59,19 @@ class _Hand:
     """The events that this router has in hand.
 
     Attributes:
+        shard: of which they are.
         most: how many it may take.
         events: what it took.
         in_part: whether it left some of what it may take to the next hand.
+        cancellable: the runs of flows with cancel rules that they start.
         broadcasts: whether there may be events that are settled in pieces.
     """
 
+    shard: Shard
     most: int
     events: Sequence[Routed] = ()
     in_part: bool = False
+    cancellable: Sequence[admit.Start] = ()
     broadcasts: bool = False
 
 
@@ -88,14 +91,23 @@ def route() -> Routing:
     """
     clocksync.synchronise()
     deployments.announce()
-    done, pieces = Routing(), broadcast.Pieces()
+    done = Routing()
+    shards = all_shards()
+    random.shuffle(shards)  # several routers begin at several ends
+    for shard in shards:
+        _route_shard(shard, done)
+    return done
+
+
+def _route_shard(shard: Shard, done: Routing) -> None:
+    pieces = broadcast.Pieces()
     limit = most = conf.settings().ROUTE_BATCH
     while True:
-        hand = _Hand(most)
+        hand = _Hand(shard, most)
         try:
             if not _route_batch(hand, done):
                 break
-            if hand.broadcasts and not _settle_piece(pieces, done):
+            if hand.broadcasts and not _settle_piece(shard, pieces, done):
                 break
         except Exception as error:
             _ring(done)
@@ -103,7 +115,6 @@ def route() -> Routing:
             most = max(1, len(hand.events) // 2)
         else:
             most = min(limit, 2 * (len(hand.events) if hand.in_part else hand.most))
-    return done
 
 
 def _route_batch(hand: _Hand, done: Routing) -> bool:
@@ -111,9 +122,10 @@ def _route_batch(hand: _Hand, done: Routing) -> bool:
     if not _admit_batch(hand, done):
         return False
     if not hand.events:
-        hand.broadcasts = _is_more_to_do()
+        hand.broadcasts = _is_more_to_do(hand.shard)
         return hand.broadcasts
     failpoints.reach("between_routing_transactions")
+    _backfill(hand.cancellable)
     _settle_hand(hand, done)
     failpoints.reach("batch_routed")
     _ring(done)
@@ -121,9 +133,9 @@ def _route_batch(hand: _Hand, done: Routing) -> bool:
     return True
 
 
-def _is_more_to_do() -> bool:
+def _is_more_to_do(shard: Shard) -> bool:
     """Whether an event has come meanwhile. What others must route, others are told of."""
-    mine = stored.any_unrouted(clock.now(), deployments.may_route())
+    mine = stored.any_unrouted(clock.now(), deployments.may_route(), of=shard.events)
     if mine is False:
         _ring_on()
     return bool(mine)
@@ -165,7 +177,7 @@ def _ring(done: Routing) -> None:
 def _admit_batch(hand: _Hand, done: Routing) -> bool:
     """The first transaction. False: another router is at work."""
     with sql.atomic():
-        if not sql.try_lock(LOCK):
+        if not hand.shard.try_lock():
             return False
         _take(hand)
         if not hand.events:
@@ -173,19 +185,21 @@ def _admit_batch(hand: _Hand, done: Routing) -> bool:
         hand.events = batch = _number(hand.events)
         failpoints.reach("events_numbered")
         starts, skips = _starts(batch)
-        _backfill(signatures.write(admit.cancel_signatures(starts)), starts)
+        hand.cancellable = [start for start in starts if start.flow and start.flow.cancel_on]
+        signatures.write(admit.cancel_signatures(starts))
         _note_matches(batch, signatures.read({event.name for event in batch}))
         admit.start_runs(starts)
         admit.note_skips(skips)
     done.queues |= {start.queue for start in starts}
+    if hand.shard.count > 1 and len(hand.events) == conf.settings().ROUTE_BATCH:
+        ring.route()  # there is more than this: another worker takes another shard
     return True
 
 
 def _take(hand: _Hand) -> None:
     """Take the next events in hand, in order; those that may have killed a router one by one."""
-    clause, params = deployments.may_route()
-    whole = f"{broadcast.NOT_UNDERWAY} AND {clause}", params
-    found = stored.unrouted(whole, now=clock.now(), most=hand.most)
+    mine = stored.all_of(broadcast.NOT_UNDERWAY, hand.shard.events, deployments.may_route())
+    found = stored.unrouted(mine, now=clock.now(), most=hand.most)
     guilty = [event for event in found if quarantine.is_guilty(event)]
     quarantine.set_aside(guilty)
     events = [event for event in found if event not in guilty]
@@ -212,14 +226,16 @@ def _settle_batch(part: Sequence[Routed], hand: _Hand, done: Routing) -> bool:
         False if more waits match than one transaction should end: nothing was done.
     """
     with sql.atomic():
-        sql.wait_for_lock(LOCK)
+        hand.shard.wait_for_lock()
         batch, before = _still_in_hand(part, hand)
         commands = [event for event in batch if event.name in _COMMANDS]
         judge = conditions.Judge()
         found = settle.offer(batch, judge, before=before)
         if found.is_crowded and len(batch) > 1:
             return False
-        late = lookback.for_cancels(_triggers_of_cancellable(batch), judge)
+        ids = {event.id for event in batch}
+        started = [start.trigger.id for start in hand.cancellable if start.asked.id in ids]
+        late = lookback.for_cancels(started, judge)
         settle.lock_due({*found.run_ids, *(hit.run_id for hit in late), *_targets(commands)})
         retried, refused = _obey(commands)
         again = settle.offer(batch, judge, run_ids=retried) if retried else settle.Found()
@@ -238,40 +254,33 @@ def _settle_batch(part: Sequence[Routed], hand: _Hand, done: Routing) -> bool:
 
 def _still_in_hand(part: Sequence[Routed], hand: _Hand) -> tuple[list[Routed], list[Routed]]:
     """What nobody else has routed, or begun to; and the events that are being settled in pieces."""
-    open_ = stored.still_unrouted([event.id for event in part])
+    open_ = stored.still_unrouted([event.id for event in part], hand.shard.events)
     hand.broadcasts = hand.broadcasts or bool(open_ - {event.id for event in part})
-    before = broadcast.underway() if hand.broadcasts else []
+    before = broadcast.underway(hand.shard.events) if hand.broadcasts else []
     taken = {event.id for event in before}
     return [event for event in part if event.id in open_ - taken], before
 
 
-def _settle_piece(pieces: broadcast.Pieces, done: Routing) -> bool:
+def _settle_piece(shard: Shard, pieces: broadcast.Pieces, done: Routing) -> bool:
     """The next piece of an event that very many waits match. False: another router is at work."""
+    mine = stored.all_of(shard.events, deployments.may_route())
     try:
         is_done = False
         while not is_done:
             with sql.atomic():
-                if not sql.try_lock(LOCK):
+                if not shard.try_lock():
                     return False
-                is_done = broadcast.settle_piece(pieces, deployments.may_route())
+                is_done = broadcast.settle_piece(pieces, mine)
     except Exception as error:
         if sql.is_transient(error):
             raise
-        broadcast.count_failure(pieces, error)
+        broadcast.count_failure(pieces, error, shard.events)
     failpoints.reach("between_pieces")
     done.queues |= pieces.queues
     done.events, pieces.routed = done.events + pieces.routed, 0
     done.batches += 1
     _ring(done)
     return True
-
-
-def _triggers_of_cancellable(batch: Sequence[Routed]) -> list[uuid.UUID]:
-    """The events of which a run may have been started that has cancel rules."""
-    flows = {flow.id for flow in registry if flow.cancel_on}
-    started = [event.id for event in batch if flows.intersection(_flows_that_listen(event))]
-    again = [start.trigger.id for start in _reruns(batch) if start.flow_id in flows]
-    return started + again
 
 
 def _targets(commands: Sequence[Routed]) -> set[uuid.UUID]:
@@ -327,13 +336,6 @@ def _reruns(batch: Sequence[Routed]) -> list[admit.Start]:
     return admit.reruns(commands, ring.default_queue())
 
 
-def _flows_that_listen(event: Routed) -> list[str]:
-    """The flows that it may have started."""
-    if event.name == events.START:
-        return [event.target]
-    return [flow.id for flow in registry.listening(event.name)]
-
-
 def _note_matches(batch: Sequence[Routed], in_use: signatures.Signatures) -> None:
     """Write what the events match, for waits that will look back."""
     rows = [
@@ -352,14 +354,20 @@ def _note_matches(batch: Sequence[Routed], in_use: signatures.Signatures) -> Non
     )
 
 
-def _backfill(new: signatures.Signatures, starts: Sequence[admit.Start]) -> None:
-    """Match, by signatures that cancel rules use for the first time, what may cancel these runs.
+def _backfill(starts: Sequence[admit.Start]) -> None:
+    """Match what may cancel the runs just committed, by signatures of rules that are still young.
 
-    Only what arrived after a trigger and was routed before it: a trigger that was long in coming.
+    That is what arrived after a trigger and was routed before its run was there, by a router that
+    could not know the signature: a trigger that was long in coming, or another shard's router. What
+    such a router has in hand even now it offers to the runs itself, since they are committed.
     """
-    if new:
-        since = min(start.asked.mark for start in starts)
-        _note_matches(stored.routed_since(since, list(new)), new)
+    if not starts:
+        return
+    since = min(start.asked.mark for start in starts)
+    names = {name for name, _ in admit.cancel_signatures(starts)}
+    for name, paths, up_to in signatures.young(names, since):
+        for found in stored.routed_between(name, since, up_to):
+            _note_matches(found, {name: [paths]})
 
 
 _COMMANDS = frozenset({events.CANCEL, events.RETRY, events.RERUN})

@@ -26,23 +26,17 @@ def signature_id(event_name: str, paths: Paths) -> uuid.UUID:
     return keys.match_hash("flows/signature", ["name", "paths"], [event_name, list(paths)])
 
 
-def write(wanted: Iterable[tuple[str, Paths]]) -> dict[str, list[Paths]]:
-    """See to it that routers look for these: in the wait's own transaction, or before it.
-
-    Returns:
-        Those that were new, by event name.
-    """
+def write(wanted: Iterable[tuple[str, Paths]]) -> None:
+    """See to it that routers look for these: in the wait's own transaction, or before it."""
     rows = sorted({(signature_id(name, paths), name, json.dumps(paths)) for name, paths in wanted})
-    new = sql.insert(
+    sql.insert(
         Signature,
         {
             "id": [row[0] for row in rows],
             "event_name": [row[1] for row in rows],
             "paths": [row[2] for row in rows],
         },
-        suffix="ON CONFLICT DO NOTHING RETURNING event_name, paths",
     )
-    return _by_name(new)
 
 
 def read(event_names: Iterable[str]) -> Signatures:
@@ -84,6 +78,25 @@ def complete_from(event_name: str, paths: Paths) -> int:
         rows = sql.execute(question, params)
     number: int = rows[0][0]
     return number
+
+
+def young(event_names: Iterable[str], since: int) -> list[tuple[str, Paths, int]]:
+    """Committed signatures by which not every event after number ``since`` has been matched.
+
+    Returns:
+        Event name, paths, and the number from which on every event has been.
+    """
+    question = (
+        "SELECT event_name, paths, complete_from FROM durable_flows_signature "
+        f"WHERE {sql.among('event_name', 'names')} "
+        "AND (complete_from IS NULL OR complete_from > %(since)s)"
+    )
+    params = {"names": sorted(set(event_names)), "since": since}
+    rows = sql.execute(question, params)
+    if any(number is None for _, _, number in rows):
+        complete()
+        rows = sql.execute(question, params)
+    return [(name, tuple(json.loads(paths)), number) for name, paths, number in rows]
 
 
 def hash_of(document: Mapping[str, Any], paths: Paths) -> uuid.UUID | None:

@@ -162,26 +162,40 @@ def draw(name: str, count: int) -> list[int]:
     return list(range(last - count + 1, last + 1))
 
 
-def try_lock(number: int) -> bool:
+def try_lock(kind: int, number: int, *, around: Sequence[int] = ()) -> bool:
     """Take an advisory lock until the end of the transaction, unless another session holds it.
 
     The transaction then waits for row locks, and for its own next statement, for a bounded time only:
     whoever is stopped or cut off with this lock in hand must not hold up everybody.
+
+    Args:
+        kind: what is locked.
+        number: which of these.
+        around: locks of the same kind that are taken first, and shared with others that do so.
     """
     if not postgres():
         return True  # the transaction is immediate: it already has the only writer's place
-    rows = execute(f"SELECT pg_try_advisory_xact_lock(%(number)s), {_BOUNDED}", {"number": number})
+    shared = "".join(f"pg_try_advisory_xact_lock_shared(%(kind)s, {n}) AND " for n in around)
+    rows = execute(
+        f"SELECT {shared} pg_try_advisory_xact_lock(%(kind)s, %(number)s), {_BOUNDED}",
+        {"kind": kind, "number": number},
+    )
     return bool(rows[0][0])
 
 
-def wait_for_lock(number: int) -> None:
+def wait_for_lock(kind: int, number: int, *, around: Sequence[int] = ()) -> None:
     """As `try_lock`, but wait for the other session.
 
     Raises:
         OperationalError: it did not give up the lock in time.
     """
-    if postgres():
-        execute(f"SELECT {_BOUNDED}, pg_advisory_xact_lock(%(number)s)", {"number": number})
+    if not postgres():
+        return
+    shared = "".join(f"pg_advisory_xact_lock_shared(%(kind)s, {n}), " for n in around)
+    execute(
+        f"SELECT {_BOUNDED}, {shared} pg_advisory_xact_lock(%(kind)s, %(number)s)",
+        {"kind": kind, "number": number},
+    )
 
 
 _BOUNDED = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -13,6 +13,7 @@ from durable_flows.engine import sql
 from durable_flows.rules import clock, payload
 from durable_flows.rules.events import Event
 
+AT_ONCE = 500  # events read by one statement where there may be very many
 COLUMNS = ("id", "name", "data", "user", "key", "ts", "v")
 
 
@@ -90,6 +91,17 @@ _ROUTED = "e.routed, e.received_at, e.deliver_at, e.arrival, e.mark, e.target, e
 Condition = tuple[str, Mapping[str, Any]]  # SQL, and its parameters
 
 
+EVERY: Condition = ("true", {})
+
+
+def all_of(*conditions: Condition) -> Condition:
+    """All of these conditions."""
+    params: dict[str, Any] = {}
+    for _, some in conditions:
+        params.update(some)
+    return " AND ".join(f"({clause})" for clause, _ in conditions), params
+
+
 def unrouted(condition: Condition, *, now: datetime, most: int) -> list[Routed]:
     """Events whose time has come and that still ask for something, in order of delivery.
 
@@ -108,28 +120,38 @@ def unrouted(condition: Condition, *, now: datetime, most: int) -> list[Routed]:
     return [_routed(row) for row in rows]
 
 
-def any_unrouted(now: datetime, condition: Condition = ("true", {})) -> bool | None:
+def any_unrouted(
+    now: datetime, condition: Condition = EVERY, *, of: Condition = EVERY
+) -> bool | None:
     """Whether an event whose time has come still asks for something: None if there is none.
 
     Args:
         now: events of later delivery are left out.
         condition: that it must fulfil; False if there is one that does not.
+        of: which events.
     """
-    clause, params = condition
+    (clause, params), (which, more) = condition, of
     rows = sql.execute(
         f"SELECT {clause} FROM durable_flows_event e "
-        "WHERE e.routed_at IS NULL AND e.deliver_at <= %(now)s LIMIT 1",
-        {"now": now, **params},
+        f"WHERE e.routed_at IS NULL AND e.deliver_at <= %(now)s AND {which} LIMIT 1",
+        {"now": now, **params, **more},
     )
     return bool(rows[0][0]) if rows else None
 
 
-def still_unrouted(ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:
-    """Those of these events that still ask for something, and all that are settled in pieces."""
+def still_unrouted(ids: Sequence[uuid.UUID], of: Condition) -> set[uuid.UUID]:
+    """Those of these events that still ask for something, and all that are settled in pieces.
+
+    Args:
+        ids: of events.
+        of: which of those in pieces.
+    """
+    clause, params = of
     rows = sql.execute(
         f"SELECT id FROM durable_flows_event WHERE {sql.among('id', 'ids')} AND routed_at IS NULL "
-        "UNION ALL SELECT id FROM durable_flows_event WHERE routed_at IS NULL AND attempts < 0",
-        {"ids": list(ids)},
+        "UNION ALL SELECT e.id FROM durable_flows_event e "
+        f"WHERE e.routed_at IS NULL AND e.attempts < 0 AND {clause}",
+        {"ids": list(ids), **params},
     )
     return {sql.uid(row[0]) for row in rows}
 
@@ -153,14 +175,21 @@ def by_id(ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Routed]:
     return {event.id: event for event in map(_routed, rows)}
 
 
-def routed_since(number: int, names: Sequence[str]) -> list[Routed]:
-    """Events of these names with a higher number in the order of routing."""
-    rows = sql.execute(
-        f"SELECT {_ROUTED}, {columns('e')} FROM durable_flows_event e "
-        f"WHERE {sql.among('e.name', 'names')} AND e.routed > %(number)s ORDER BY e.routed",
-        {"names": list(names), "number": number},
-    )
-    return [_routed(row) for row in rows]
+def routed_between(name: str, above: int, up_to: int) -> Iterator[list[Routed]]:
+    """Events of this name with numbers in this part of the order of routing, some at a time."""
+    while True:
+        rows = sql.execute(
+            f"SELECT {_ROUTED}, {columns('e')} FROM durable_flows_event e "
+            "WHERE e.name = %(name)s AND e.routed > %(above)s AND e.routed <= %(up_to)s "
+            f"ORDER BY e.routed LIMIT {AT_ONCE}",
+            {"name": name, "above": above, "up_to": up_to},
+        )
+        found = [_routed(row) for row in rows]
+        if found:
+            yield found
+        if len(found) < AT_ONCE:
+            return
+        above = found[-1].routed
 
 
 def _routed(row: Sequence[Any]) -> Routed:
