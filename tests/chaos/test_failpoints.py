@@ -18,12 +18,25 @@ from tests.servers import postgres_server
 pytestmark = [pytest.mark.processes, pytest.mark.two_writers]
 
 TRIPS = 4
-#: Nobody comes there on a journey: tests of the engine do.
-OFF_THE_WAY = {"before_hand_back", "handed_back", "between_pieces"}
 AT_ONCE = 4  # cases: most of their time they wait, for leases and timers
 
+#: For whom two waits are very many.
+EASILY_CROWDED = """
+import sys
+import django
+django.setup()
+from django.core.management import execute_from_command_line
+from durable_flows.engine import settle
+settle.PIECE = 2
+execute_from_command_line(sys.argv)
+"""
 #: Who comes to these places; all others are on the way of `flows tick --loop`.
-WORKER = {"tick_taken": (*CELERY, "-P", "solo")}
+WORKER = {
+    "tick_taken": (*CELERY, "-P", "solo"),
+    "between_pieces": ("-c", EASILY_CROWDED, *TICK[1:]),
+}
+#: Who comes there is told to stop while a run has a step in hand.
+TOLD_TO_STOP = {"before_hand_back", "handed_back"}
 #: An event that cannot be routed: the journeys themselves have none.
 SPOIL = """
 CREATE TEMP TABLE spoilt AS SELECT * FROM durable_flows_event WHERE name = 'trip/called-off' LIMIT 1;
@@ -70,6 +83,9 @@ def play(project: Project, place: str) -> int:
     """Let a process die at a place and another finish. Returns the id of the dead one."""
     project.execute(BEFORE.get(place, ""))
     victim = project.start(*WORKER.get(place, TICK), **{failpoints.VARIABLE: f"{place}:1"})
+    if place in TOLD_TO_STOP:
+        project.until(lambda: ("lift",) in project.seen("step"), "a run has its long step in hand")
+        victim.terminate()
     assert victim.wait(60) == -signal.SIGKILL, project.said()
     finisher = project.start(*TICK)
     project.until(lambda: not project.unfinished(), f"all is done after a death at {place}")
@@ -78,7 +94,7 @@ def play(project: Project, place: str) -> int:
     return victim.pid
 
 
-@pytest.mark.parametrize("place", sorted(failpoints.PLACES - OFF_THE_WAY))
+@pytest.mark.parametrize("place", sorted(failpoints.PLACES))
 def test_what_a_killed_process_leaves_is_finished_by_the_next(place: str, case: Case) -> None:
     project, killed = case(place)
     project.check(TRIPS)

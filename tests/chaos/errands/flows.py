@@ -88,13 +88,27 @@ def mender(event: Event, step: Step) -> None:
 
 @flow("heavy", on="trip/heavy", retries=SOON)
 def heavy(event: Event, step: Step, run: Run) -> None:
-    """Takes so long that its neighbours are given back."""
+    """Takes so long that its neighbours are given back, or that it is told to stop meanwhile."""
 
     def lift() -> None:
         witness.tell(run.id, "lift")
         time.sleep(event.data["seconds"])
 
     step.run("lift", lift)
+    step.run("put down", witness.tell, run.id, "put down")
+
+
+@flow("crowd", on="trip/began")
+def crowd(step: Step) -> bool:
+    """Waits for the bell, with all others of its kind."""
+    return step.wait_for_event("bell", event="trip/rung", timeout="1h") is not None
+
+
+@flow("ringer", on="trip/began")
+def ringer(event: Event, step: Step) -> None:
+    """Rings the bell when a crowd has come together."""
+    step.sleep("rest", 0.5)
+    step.send_event("ring", Event("trip/rung", event.data))
 
 
 if os.environ.get("ERRANDS_VERSION") == "new":
