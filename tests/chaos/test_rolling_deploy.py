@@ -28,13 +28,11 @@ def let_some_end(project: Project) -> None:
 def test_no_event_is_lost_for_a_new_flow_while_workers_of_two_versions_alternate(
     tmp_path: Path,
 ) -> None:
-    with postgres_server(durable=False) as postgres:
-        project = Project(postgres, "errands", tmp_path, ERRANDS_ENOUGH="40")
-        try:
-            project.create()
-            alternate(project)
-        finally:
-            project.close()
+    with (
+        postgres_server(durable=False) as postgres,
+        Project(postgres, "errands", tmp_path, ERRANDS_ENOUGH="40").created() as project,
+    ):
+        alternate(project)
 
 
 def alternate(project: Project) -> None:

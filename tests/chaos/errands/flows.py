@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import time
 from typing import Any
 
@@ -109,6 +110,27 @@ def ringer(event: Event, step: Step) -> None:
     """Rings the bell when a crowd has come together."""
     step.sleep("rest", 0.5)
     step.send_event("ring", Event("trip/rung", event.data))
+
+
+@flow("neighbour", on="trip/shared")
+def neighbour(step: Step, run: Run) -> str:
+    """Does no harm."""
+    step.run("pack", witness.tell, run.id, "pack")
+    step.run("unpack", witness.tell, run.id, "unpack")
+    return "arrived"
+
+
+@flow("abort", on="trip/aborted")
+def abort(step: Step, run: Run) -> None:
+    """Ends its interpreter, whoever executes it."""
+
+    def crash() -> None:
+        witness.tell(run.id, "crash")
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        os.abort()
+
+    step.run("pack", witness.tell, run.id, "pack")
+    step.run("crash", crash)
 
 
 if os.environ.get("ERRANDS_VERSION") == "new":

@@ -9,7 +9,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,15 @@ class Project:
             with psycopg.connect(self.postgres.dsn, dbname=name) as connection:
                 connection.execute(witness.TABLE)
         self.run(*MIGRATE)
+
+    @contextmanager
+    def created(self) -> Iterator[Project]:
+        """For the length of the block; after it nobody works any more."""
+        try:
+            self.create()
+            yield self
+        finally:
+            self.close()
 
     def copy(self, name: str, directory: Path) -> Project:
         """The same project once more, and the same witness; nobody may work on this one meanwhile."""

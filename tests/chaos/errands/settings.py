@@ -37,6 +37,7 @@ DURABLE_FLOWS = {
     "TICK_SECONDS": 0.5,
     "LEASE_SECONDS": float(os.environ.get("ERRANDS_LEASE", "1")),
     "HEARTBEAT_SECONDS": 0.3,
+    "POISON_CLAIMS": int(os.environ.get("ERRANDS_POISON", "3")),
 }
 
 CELERY_BROKER_URL = os.environ.get("CELERY_BROKER_URL", "memory://")
