@@ -27,6 +27,7 @@ from durable_flows.rules.options import (
     MOST_TRIGGERS,
     CancelOn,
     On,
+    Timeouts,
     check_trigger_name,
 )
 
@@ -49,6 +50,7 @@ class Flow:
         on: the events that start it.
         cancel_on: events that cancel its unfinished runs.
         retries: the policy of its steps and of the code between them.
+        timeouts: how long its runs may take, if that is limited.
         queue: the Celery queue its runs execute on; empty: the project's default.
         parameters: which of `PARAMETERS` the handler takes.
     """
@@ -58,6 +60,7 @@ class Flow:
     on: tuple[On, ...] = ()
     cancel_on: tuple[CancelOn, ...] = ()
     retries: Retries = field(default_factory=Retries)
+    timeouts: Timeouts | None = None
     queue: str = ""
     parameters: frozenset[str] = frozenset()
 
@@ -251,6 +254,7 @@ def flow(
     on: str | On | Sequence[str | On] = (),
     cancel_on: CancelOn | Sequence[CancelOn] = (),
     retries: int | Retries | None = None,
+    timeouts: Timeouts | None = None,
     queue: str = "",
 ) -> Callable[[Handler], Flow]:
     """Declare a durable function.
@@ -263,6 +267,7 @@ def flow(
         cancel_on: up to 5 rules for events that cancel its unfinished runs.
         retries: attempts after the first, of each step and of each stretch of code between steps:
             a number from 0 to 20, or a `Retries` policy. Default 4.
+        timeouts: how long a run may take to begin, and to end: it is cancelled then.
         queue: Celery queue on which its runs execute; default the project's.
 
     Raises:
@@ -279,6 +284,7 @@ def flow(
             on=_triggers(id, on),
             cancel_on=_cancels(id, cancel_on),
             retries=_retries(id, retries),
+            timeouts=_timeouts(id, timeouts),
             queue=_queue(id, queue),
             parameters=_parameters(id, handler),
         )
@@ -348,6 +354,14 @@ def _retries(id: str, retries: int | Retries | None) -> Retries:
         return Retries.of(retries, Retries())
     except InvalidOption as error:
         raise InvalidOption(f"flow {id!r}: {error}") from error
+
+
+def _timeouts(id: str, timeouts: Any) -> Timeouts | None:
+    if timeouts is not None and not isinstance(timeouts, Timeouts):
+        raise InvalidOption(
+            f"flow {id!r}: timeouts= takes Timeouts(start=…, finish=…), not {timeouts!r}"
+        )
+    return timeouts
 
 
 def _queue(id: str, queue: Any) -> str:

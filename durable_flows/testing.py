@@ -281,13 +281,18 @@ def _next_timer() -> datetime | None:
     using = conf.settings().DATABASE
     now = clock.now()
     run = Due.objects.using(using).filter(wake_at__gt=now).order_by("wake_at").first()
+    late = Due.objects.using(using).filter(deadline_at__gt=now).order_by("deadline_at").first()
     event = (
         Event.objects.using(using)
         .filter(routed_at__isnull=True, deliver_at__gt=now)
         .order_by("deliver_at")
         .first()
     )
-    moments = (run.wake_at if run else None, event.deliver_at if event else None)
+    moments = (
+        run.wake_at if run else None,
+        late.deadline_at if late else None,
+        event.deliver_at if event else None,
+    )
     return min((moment for moment in moments if moment is not None), default=None)
 
 

@@ -298,7 +298,7 @@ def test_limits_md_says_what_the_code_says() -> None:
         "`cancel_on` rules of a flow": options.MOST_CANCELS,
         "characters of a condition": expressions.LENGTH,
         "retries": backoff.MOST_RETRIES,
-        "days of a sleep, a wait, a rule or a delay": durations.LONGEST.days,
+        "days of a sleep, a wait, a rule, a delay or a timeout": durations.LONGEST.days,
         "characters of an error's recorded message": outcomes.MESSAGE_CHARACTERS,
         "characters of an error's recorded stack": outcomes.STACK_CHARACTERS,
     }
@@ -329,6 +329,7 @@ SIGNATURES = [
     ("events", "send", durable_flows.send),
     ("flows", "On", durable_flows.On),
     ("flows", "CancelOn", durable_flows.CancelOn),
+    ("flows", "Timeouts", durable_flows.Timeouts),
     ("flows", "flow.start", Flow.start),
     ("commands", "flow.start", Flow.start),
     ("commands", "cancel", durable_flows.cancel),

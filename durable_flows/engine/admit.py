@@ -18,7 +18,7 @@ from durable_flows.engine.stored import Routed
 from durable_flows.errors import UnknownRun
 from durable_flows.models import Admission, Due, Run, Wait
 from durable_flows.registry import Flow, registry
-from durable_flows.rules import clock, keys, payload
+from durable_flows.rules import clock, deadlines, keys, payload
 from durable_flows.rules.equalities import Condition
 from durable_flows.rules.events import Event
 from durable_flows.rules.options import CancelOn
@@ -112,7 +112,7 @@ def start_runs(starts: Sequence[Start]) -> None:
     """Admit what is new of these."""
     new = set(_insert_runs(starts))
     admitted = [start for start in starts if start.run_id in new]
-    _insert_due([(start.run_id, start.queue, 0) for start in admitted])
+    _insert_due([(start.run_id, start.queue, 0, start.flow) for start in admitted])
     _insert_cancel_waits([wait for start in admitted for wait in _first_cancel_waits(start)])
     notes.warn({about: why for start in admitted for about, why in _rules_without_value(start)})
     failpoints.reach("runs_admitted")
@@ -171,7 +171,7 @@ def go_on(run_id: uuid.UUID, command: Routed) -> None:
     """Let a failed run go on from the step that failed.
 
     The failing step's row is deleted, its attempts stay; the fencing token goes on from where it was;
-    cancel rules hold again, for what is newer than the command.
+    cancel rules hold again, for what is newer than the command, and deadlines count anew.
 
     Raises:
         UnknownRun: there is no such run.
@@ -190,14 +190,13 @@ def go_on(run_id: uuid.UUID, command: Routed) -> None:
     _forget_failed_step(run_id, error)
     sql.execute(
         "UPDATE durable_flows_run SET state = 'queued', generation = generation + 1, "
-        "ended_at = NULL, error = NULL, reason = '' WHERE id = %(run)s",
+        "started_at = NULL, ended_at = NULL, error = NULL, reason = '' WHERE id = %(run)s",
         {"run": run_id},
     )
-    _insert_due([(run_id, queue, lease)])
+    flow = registry.find(flow_id)
+    _insert_due([(run_id, queue, lease, flow)])
     newer_than = (command.deliver_at, command.arrival)
-    waits = _cancel_waits(
-        run_id, registry.find(flow_id), stored.event(event), generation + 1, newer_than
-    )
+    waits = _cancel_waits(run_id, flow, stored.event(event), generation + 1, newer_than)
     signatures.write((wait.rule.event, wait.paths) for wait in waits)
     _insert_cancel_waits(waits)
 
@@ -224,19 +223,22 @@ def _insert_runs(starts: Sequence[Start]) -> list[uuid.UUID]:
     return [sql.uid(row[0]) for row in rows]
 
 
-def _insert_due(runs: Sequence[tuple[uuid.UUID, str, int]]) -> None:
+def _insert_due(runs: Sequence[tuple[uuid.UUID, str, int, Flow | None]]) -> None:
     """Due now, in this order: a microsecond apart, none of them in the future."""
     now = clock.now()
     moments = [now - MICROSECOND * (len(runs) - index) for index in range(len(runs))]
     sql.insert(
         Due,
         {
-            "run_id": [run_id for run_id, _, _ in runs],
-            "queue": [queue for _, queue, _ in runs],
+            "run_id": [run_id for run_id, *_ in runs],
+            "queue": [queue for _, queue, *_ in runs],
             "wake_at": moments,
+            "deadline_at": [
+                deadlines.to_begin(flow.timeouts if flow else None, now) for *_, flow in runs
+            ],
             "due_since": moments,
             "state": [DueState.QUEUED.value] * len(runs),
-            "lease": [lease for _, _, lease in runs],
+            "lease": [lease for _, _, lease, _ in runs],
             "claims": [0] * len(runs),
             "nudged": [False] * len(runs),
         },

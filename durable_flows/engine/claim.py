@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from durable_flows import conf
@@ -24,13 +25,13 @@ _TAKE = (
     "wake_at = %(until)s::timestamptz, "
     "state = CASE WHEN state = 'cancelling' THEN 'cancelling' ELSE 'running' END "
     "FROM next WHERE durable_flows_due.run_id = next.run_id "
-    "RETURNING durable_flows_due.run_id, lease, state, due_since, claims"
+    "RETURNING durable_flows_due.run_id, lease, state, due_since, claims, deadline_at"
 )
 _START = (
     "UPDATE durable_flows_run SET state = 'started', "
     "started_at = coalesce(started_at, %(now)s::timestamptz) "
 )
-_COLUMNS = f"r.id, r.flow, r.generation, r.mark, r.created_at, e.depth, {stored.columns('e')}"
+_COLUMNS = f"r.id, r.flow, r.generation, r.mark, r.created_at, r.started_at, e.depth, {stored.columns('e')}"
 _EVENT = "JOIN durable_flows_event e ON e.id = r.event_id"
 #: Where a statement can do it all: one round trip and one plan.
 _AT_ONCE = (
@@ -63,7 +64,7 @@ def claim(queue: str, most: int, *, suspects: bool = True) -> list[Claim]:
         return []
     failpoints.reach("claimed")
     rows.sort(key=lambda row: sql.moment(row[DUE_SINCE]))
-    claims = [_claim(queue, row) for row in rows]
+    claims = [_claim(queue, row, now) for row in rows]
     failpoints.reach("claim_read")
     leases.hold({claimed.run_id: claimed.lease for claimed in claims})
     return claims
@@ -85,8 +86,9 @@ def _one_by_one(params: dict[str, Any]) -> list[sql.Row]:
     return [(*taken[row[0]], *row) for row in found]
 
 
-def _claim(queue: str, row: sql.Row) -> Claim:
-    _, lease, state, _, claims, run_id, flow_id, generation, mark, created_at, depth, *event = row
+def _claim(queue: str, row: sql.Row, now: datetime) -> Claim:
+    _, lease, state, _, claims, deadline, run_id, flow_id, generation, mark, *rest = row
+    created_at, started_at, depth, *event = rest
     found = stored.event(event)
     return Claim(
         run_id=sql.uid(run_id),
@@ -98,6 +100,8 @@ def _claim(queue: str, row: sql.Row) -> Claim:
         mark=mark,
         cancelling=state == "cancelling",
         created_at=sql.moment(created_at),
+        started_at=sql.moment(started_at) if started_at else now,  # by this very statement
+        deadline_at=deadline and sql.moment(deadline),
         event=found,
         event_id=stored.event_id(found),
         depth=depth,

@@ -16,6 +16,7 @@ from typing import Any
 from durable_flows import conf
 from durable_flows.engine import (
     clocksync,
+    deadlines,
     deployments,
     failpoints,
     finish,
@@ -194,6 +195,8 @@ def execute(claimed: Claim, history: History) -> Outcome:
     flow = registry.find(claimed.flow_id)
     if flow is None:
         return Unknown()
+    if missed := _missed_deadline(claimed, flow):
+        return _cancelled(claimed, missed)
     if claimed.is_suspect and (deaths := _deaths(claimed, history)) >= _most_deaths():
         return _poisonous(claimed, history, deaths)
     journal = Journal(
@@ -216,6 +219,13 @@ def execute(claimed: Claim, history: History) -> Outcome:
         return HandedBack()
     except CancelAsked:
         return _cancelled(claimed)
+
+
+def _missed_deadline(claimed: Claim, flow: Flow) -> str:
+    return until_answered(
+        lambda again: deadlines.begin(claimed, flow),
+        seconds=lambda: leases.left(claimed.run_id, claimed.lease),
+    )
 
 
 def _deaths(claimed: Claim, history: History) -> int:
@@ -310,8 +320,10 @@ def _between(journal: Journal) -> str:
     return f"after:{journal.last_key}"
 
 
-def _cancelled(claimed: Claim) -> Ending:
-    return Ending(run_id=claimed.run_id, lease=claimed.lease, state=RunState.CANCELLED)
+def _cancelled(claimed: Claim, reason: str = "") -> Ending:
+    return Ending(
+        run_id=claimed.run_id, lease=claimed.lease, state=RunState.CANCELLED, reason=reason
+    )
 
 
 def _swallowed(flow: Flow) -> str:

@@ -35,6 +35,7 @@ PLACES = frozenset(
         "claimed",
         "claim_read",
         "histories_read",
+        "deadline_noted",
         # journal
         "step_ran",
         "step_recorded",
@@ -60,6 +61,7 @@ PLACES = frozenset(
         "ends_written",
         # housekeeping
         "tick_taken",
+        "before_deadlines_commit",
         "floor_kept",
         "unparked",
     }

@@ -31,6 +31,8 @@ class Claim:
     mark: int
     cancelling: bool
     created_at: datetime
+    started_at: datetime
+    deadline_at: datetime | None
     event: Event
     event_id: uuid.UUID
     depth: int

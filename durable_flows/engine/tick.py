@@ -5,7 +5,16 @@ from __future__ import annotations
 from datetime import timedelta
 
 from durable_flows import conf
-from durable_flows.engine import clocksync, deployments, execute, failpoints, floors, ring, sql
+from durable_flows.engine import (
+    clocksync,
+    deadlines,
+    deployments,
+    execute,
+    failpoints,
+    floors,
+    ring,
+    sql,
+)
 from durable_flows.engine.route import route
 from durable_flows.models import Due, Event
 from durable_flows.rules import clock
@@ -23,6 +32,7 @@ def tick() -> bool:
     if not _take_turn():
         return False
     failpoints.reach("tick_taken")
+    deadlines.serve()
     unpark_known()
     if Event.objects.using(conf.settings().DATABASE).unrouted(clock.now()).exists():
         ring.route()
@@ -39,6 +49,7 @@ def turn_by_hand() -> int:
         The number of events routed and slices executed.
     """
     count = route().events
+    deadlines.serve()
     unpark_known()
     for queue in queues():
         keep_floor(queue)

@@ -62,7 +62,9 @@ def turn_until_told(interval: float) -> None:
 
 def _rest(interval: float) -> float:
     """Real seconds until something falls due, at most ``interval``."""
-    moments = [moment for moment in (_next_event(), *_next_runs()) if moment is not None]
+    moments = [
+        moment for moment in (_next_event(), _next_deadline(), *_next_runs()) if moment is not None
+    ]
     seconds = [clock.real_seconds_until(moment) for moment in moments]
     return max(SHORTEST_REST, min([interval, *seconds]))
 
@@ -70,6 +72,11 @@ def _rest(interval: float) -> float:
 def _next_event() -> Any:
     unrouted = Event.objects.using(conf.settings().DATABASE).filter(routed_at__isnull=True)
     return unrouted.order_by("deliver_at").values_list("deliver_at", flat=True).first()
+
+
+def _next_deadline() -> Any:
+    due = Due.objects.using(conf.settings().DATABASE).filter(deadline_at__isnull=False)
+    return due.order_by("deadline_at").values_list("deadline_at", flat=True).first()
 
 
 def _next_runs() -> Iterator[Any]:

@@ -11,6 +11,7 @@ from durable_flows.rules.equalities import Condition
 
 MOST_TRIGGERS = 10
 MOST_CANCELS = 5
+SHORTEST_TIMEOUT = timedelta(milliseconds=1)
 WILDCARD = "*"
 
 
@@ -137,6 +138,37 @@ def check_awaited_name(name: object, where: str) -> str:
             "name one event"
         )
     return checked
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeouts:
+    """How long a run may take; one that takes longer is cancelled.
+
+    Attributes:
+        start: how long after its creation it must have begun to execute. Default: any time.
+        finish: how long after it began it must have ended. Default: any time.
+
+    Raises:
+        InvalidDuration: one of them cannot be read, is zero or longer than 366 days.
+        InvalidOption: neither is given.
+    """
+
+    start: str | float | timedelta | None = None
+    finish: str | float | timedelta | None = None
+
+    def __post_init__(self) -> None:
+        if self.start is None and self.finish is None:
+            raise InvalidOption("Timeouts() sets no limit: give it start=, finish= or both")
+        for name in ("start", "finish"):
+            value = getattr(self, name)
+            if value is not None:
+                limit = durations.parse(
+                    value,
+                    what=f"Timeouts.{name}",
+                    minimum=SHORTEST_TIMEOUT,
+                    maximum=durations.LONGEST,
+                )
+                object.__setattr__(self, name, limit)
 
 
 def check_event_name(name: object, where: str) -> str:

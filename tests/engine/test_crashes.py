@@ -17,6 +17,7 @@ from durable_flows import (
     NonRetriableError,
     Retries,
     Step,
+    Timeouts,
     cancel,
     flow,
     retry,
@@ -70,6 +71,7 @@ def journey(calls: Counter[str]) -> Any:
     @flow(
         "journey",
         on="trip/began",
+        timeouts=Timeouts(start="1h", finish="30 days"),
         cancel_on=CancelOn("trip/cancelled", match="data.trip"),
         retries=Retries(2, backoff=Fixed("10s")),
     )

@@ -7,7 +7,18 @@ import resource
 import time
 from typing import Any
 
-from durable_flows import CancelOn, Event, Fixed, NonRetriableError, Retries, Run, Step, flow, retry
+from durable_flows import (
+    CancelOn,
+    Event,
+    Fixed,
+    NonRetriableError,
+    Retries,
+    Run,
+    Step,
+    Timeouts,
+    flow,
+    retry,
+)
 from durable_flows.models import Run as RunRow
 from tests.chaos.errands import witness
 
@@ -19,6 +30,7 @@ SOON = Retries(20, backoff=Fixed("0.2s"))
     on="trip/began",
     retries=SOON,
     cancel_on=CancelOn("trip/forgotten", match="data.trip"),
+    timeouts=Timeouts(finish="1h"),
 )
 def journey(event: Event, step: Step, run: Run) -> list[Any]:
     """Acts, falters, asks somebody and waits for the answer, sleeps, waits in vain, and writes."""
