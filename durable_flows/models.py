@@ -52,8 +52,6 @@ class Event(models.Model):
         default=False, db_default=False, help_text="Set aside, since its routing failed twice."
     )
 
-    objects = querysets.EventQuerySet.as_manager()
-
     class Meta:
         permissions: ClassVar = [("reroute_event", "Can have an event routed again")]
         indexes: ClassVar = [

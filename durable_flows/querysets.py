@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import TYPE_CHECKING, Self
 
 from django.db import models
@@ -10,17 +9,7 @@ from django.db import models
 from durable_flows.rules.states import RunState
 
 if TYPE_CHECKING:
-    from durable_flows.models import Event, Run, Wait  # noqa: F401
-
-
-class EventQuerySet(models.QuerySet["Event"]):
-    """Words for events."""
-
-    def unrouted(self, now: datetime) -> Self:
-        """Events whose time has come and that still ask for something, in order of delivery."""
-        return self.filter(routed_at__isnull=True, deliver_at__lte=now).order_by(
-            "deliver_at", "arrival"
-        )
+    from durable_flows.models import Run, Wait  # noqa: F401
 
 
 class RunQuerySet(models.QuerySet["Run"]):

@@ -14,6 +14,7 @@ from durable_flows.engine import failpoints, sql
 from durable_flows.rules import clock
 
 SLACK = timedelta(minutes=1)  # for transactions that commit late and for clocks that differ
+EVENTS = ""  # the floor of unrouted events: no queue has an empty name
 EVER = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -32,7 +33,7 @@ def keep(name: str, oldest: datetime | None) -> None:
     """Note how far all is done.
 
     Args:
-        name: of the floor: that of a queue for its due rows.
+        name: of the floor: that of a queue for its due rows, or `EVENTS`.
         oldest: the oldest moment that is not, looked for without the floor; None: all is done by now.
     """
     now = clock.now()

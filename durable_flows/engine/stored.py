@@ -9,7 +9,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-from durable_flows.engine import sql
+from durable_flows.engine import floors, sql
 from durable_flows.rules import clock, payload
 from durable_flows.rules.events import Event
 
@@ -102,6 +102,13 @@ def all_of(*conditions: Condition) -> Condition:
     return " AND ".join(f"({clause})" for clause, _ in conditions), params
 
 
+_FLOOR = {"floor": floors.EVENTS, "ever": floors.EVER}
+#: Above the floor, to spare the entries of what is routed; what is below it a tick finds.
+_OPEN = (
+    f"e.routed_at IS NULL AND e.deliver_at <= %(now)s AND {floors.above('e.deliver_at', 'floor')}"
+)
+
+
 def unrouted(condition: Condition, *, now: datetime, most: int) -> list[Routed]:
     """Events whose time has come and that still ask for something, in order of delivery.
 
@@ -113,9 +120,8 @@ def unrouted(condition: Condition, *, now: datetime, most: int) -> list[Routed]:
     clause, params = condition
     rows = sql.execute(
         f"SELECT {_ROUTED}, {columns('e')} FROM durable_flows_event e "
-        f"WHERE e.routed_at IS NULL AND e.deliver_at <= %(now)s AND {clause} "
-        "ORDER BY e.deliver_at, e.arrival LIMIT %(most)s",
-        {"now": now, "most": most, **params},
+        f"WHERE {_OPEN} AND {clause} ORDER BY e.deliver_at, e.arrival LIMIT %(most)s",
+        {"now": now, "most": most, **_FLOOR, **params},
     )
     return [_routed(row) for row in rows]
 
@@ -132,11 +138,21 @@ def any_unrouted(
     """
     (clause, params), (which, more) = condition, of
     rows = sql.execute(
-        f"SELECT {clause} FROM durable_flows_event e "
-        f"WHERE e.routed_at IS NULL AND e.deliver_at <= %(now)s AND {which} LIMIT 1",
-        {"now": now, **params, **more},
+        f"SELECT {clause} FROM durable_flows_event e WHERE {_OPEN} AND {which} LIMIT 1",
+        {"now": now, **_FLOOR, **params, **more},
     )
     return bool(rows[0][0]) if rows else None
+
+
+def oldest_unrouted(now: datetime) -> datetime | None:
+    """The delivery time of the first event that still asks for something, looked for without a floor."""
+    rows = sql.execute(
+        "SELECT min(deliver_at) FROM durable_flows_event "
+        "WHERE routed_at IS NULL AND deliver_at <= %(now)s",
+        {"now": now},
+    )
+    (oldest,) = rows[0]
+    return None if oldest is None else sql.moment(oldest)
 
 
 def still_unrouted(ids: Sequence[uuid.UUID], of: Condition) -> set[uuid.UUID]:

@@ -14,9 +14,10 @@ from durable_flows.engine import (
     floors,
     ring,
     sql,
+    stored,
 )
 from durable_flows.engine.route import route
-from durable_flows.models import Due, Event
+from durable_flows.models import Due
 from durable_flows.rules import clock
 
 THE_ROW = 1
@@ -34,7 +35,7 @@ def tick() -> bool:
     failpoints.reach("tick_taken")
     deadlines.serve()
     unpark_known()
-    if Event.objects.using(conf.settings().DATABASE).unrouted(clock.now()).exists():
+    if keep_floor_of_events():
         ring.route()
     for queue in queues():
         keep_floor(queue)
@@ -48,6 +49,7 @@ def turn_by_hand() -> int:
     Returns:
         The number of events routed and slices executed.
     """
+    keep_floor_of_events()
     count = route().events
     deadlines.serve()
     unpark_known()
@@ -68,6 +70,13 @@ def queues() -> list[str]:
         "SELECT queue FROM found WHERE queue IS NOT NULL"
     )
     return [row[0] for row in rows]
+
+
+def keep_floor_of_events() -> bool:
+    """See to it that routers find every event that is to be routed, and little else. Is there one?"""
+    oldest = stored.oldest_unrouted(clock.now())
+    floors.keep(floors.EVENTS, oldest)
+    return oldest is not None
 
 
 def keep_floor(queue: str) -> None:
