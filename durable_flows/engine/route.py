@@ -74,6 +74,11 @@ class _Hand:
     cancellable: Sequence[admit.Start] = ()
     broadcasts: bool = False
 
+    @property
+    def was_not_all(self) -> bool:
+        """Whether it left something behind, or may have."""
+        return self.in_part or len(self.events) >= self.most
+
 
 def route() -> Routing:
     """Route everything that is to be routed now.
@@ -130,7 +135,7 @@ def _route_batch(hand: _Hand, done: Routing) -> bool:
     failpoints.reach("batch_routed")
     _ring(done)
     done.batches += 1
-    return True
+    return hand.was_not_all or hand.broadcasts or _is_more_to_do(hand.shard)
 
 
 def _is_more_to_do(shard: Shard) -> bool:

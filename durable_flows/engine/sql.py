@@ -198,7 +198,10 @@ def wait_for_lock(kind: int, number: int, *, around: Sequence[int] = ()) -> None
     )
 
 
+#: Nor need its commit wait for the disk: if the server itself dies before it is written, the events are
+#: unrouted again, and routed again; a commit that rests on it, of a claim say, takes it along to the disk.
 _BOUNDED = (
+    "set_config('synchronous_commit', 'off', true), "
     f"set_config('lock_timeout', '{LOCK_TIMEOUT}', true), "
     f"set_config('idle_in_transaction_session_timeout', '{IDLE_TIMEOUT}', true)"
 )
