@@ -20,6 +20,15 @@ from durable_flows import send
 send("app/user.created", {"user": {"id": 1}}, user={"email": "ada@example.com"})
 """
 
+ROUTE_AND_CRASH = """
+import os, signal
+import django
+django.setup()
+from durable_flows.engine.route import route
+assert route().events == 1
+os.kill({postgres}, signal.SIGQUIT)  # before anything of it need be on the disk
+"""
+
 
 @pytest.fixture
 def system(tmp_path: Path) -> Iterator[System]:
@@ -52,6 +61,14 @@ def test_a_worker_comes_back_after_its_database_was_restarted(system: System) ->
     system.until(lambda: waiting(system), "the run waits")
     system.postgres.restart()
     system.until(lambda: ended(system), "the worker has found its database again")
+
+
+def test_routing_that_a_crash_of_the_database_undid_is_done_again(system: System) -> None:
+    send(system)
+    system.run_python(ROUTE_AND_CRASH.format(postgres=system.postgres.pid))
+    system.postgres.restart(crash=True)
+    system.start_worker("only")
+    system.until(lambda: ended(system), "the run has ended, and is the only one")
 
 
 def test_what_was_sent_while_no_worker_was_there_is_done_when_one_comes(system: System) -> None:
