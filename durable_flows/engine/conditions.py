@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from durable_flows.engine import notes
@@ -49,6 +49,12 @@ def starts_of(routed: Routed) -> Starts:
         except ExpressionFailed as error:
             failed[listener.flow.id] = f"if_ came to nothing: {error}"
     return Starts(tuple(flow_ids), failed)
+
+
+def are_asked(batch: Iterable[Routed]) -> bool:
+    """Whether any expression is evaluated to tell what these events start."""
+    names = {routed.name for routed in batch if not routed.target}
+    return any(listener.conditional for name in names for listener in registry.listeners(name))
 
 
 def _is_met(triggers: Sequence[On], routed: Routed) -> bool:

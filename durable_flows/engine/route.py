@@ -180,25 +180,38 @@ def _ring(done: Routing) -> None:
 
 
 def _admit_batch(hand: _Hand, done: Routing) -> bool:
-    """The first transaction. False: another router is at work."""
+    """The first transaction. False: another router is at work.
+
+    Where conditions are to be evaluated, that what is in hand is noted is committed before.
+    """
     with sql.atomic():
         if not hand.shard.try_lock():
             return False
         _take(hand)
         if not hand.events:
             return True
-        hand.events = batch = _number(hand.events)
+        hand.events = _number(hand.events)
         failpoints.reach("events_numbered")
-        starts, skips = _starts(batch)
-        hand.cancellable = [start for start in starts if start.flow and start.flow.cancel_on]
-        signatures.write(admit.cancel_signatures(starts))
-        _note_matches(batch, signatures.read({event.name for event in batch}))
-        admit.start_runs(starts)
-        admit.note_skips(skips)
-    done.queues |= {start.queue for start in starts}
+        evaluates = conditions.are_asked(hand.events)
+        if not evaluates:
+            _admit(hand, done)
+    if evaluates:
+        with sql.atomic():
+            hand.shard.wait_for_lock()
+            _admit(hand, done)
     if hand.shard.count > 1 and len(hand.events) == conf.settings().ROUTE_BATCH:
         ring.route()  # there is more than this: another worker takes another shard
     return True
+
+
+def _admit(hand: _Hand, done: Routing) -> None:
+    starts, skips = _starts(hand.events)
+    hand.cancellable = [start for start in starts if start.flow and start.flow.cancel_on]
+    signatures.write(admit.cancel_signatures(starts))
+    _note_matches(hand.events, signatures.read({event.name for event in hand.events}))
+    admit.start_runs(starts)
+    admit.note_skips(skips)
+    done.queues |= {start.queue for start in starts}
 
 
 def _take(hand: _Hand) -> None:

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from django.db import OperationalError
 
-from durable_flows import Step, flow
+from durable_flows import On, Step, flow
 from durable_flows.engine import failpoints, ingest, quarantine, sql
 from durable_flows.engine.route import route
 from durable_flows.models import Event as Stored
-from durable_flows.rules import clock, events
-from durable_flows.testing import Crash, advance, crash_at, drain, run_of, send
+from durable_flows.rules import clock, events, expressions
+from durable_flows.testing import Crash, advance, crash_at, drain, run_of, runs_of, send
 
 pytestmark = pytest.mark.django_db
 
@@ -302,3 +303,49 @@ def test_a_router_that_dies_before_it_can_count_a_failure_changes_nothing(
     drain()
     assert quick == [1]
     assert list(Stored.objects.filter(quarantined=True)) == [row(poison)]
+
+
+def test_an_event_whose_condition_kills_its_router_is_set_aside_and_its_neighbours_are_not(
+    quick: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flow("particular", on=On("a/particular", if_="event.data.n > 0"))(lambda: None)
+    holds, deaths = expressions.holds, [0]
+
+    def die(condition: Any, document: Any) -> bool:
+        if document["data"]["n"] == 13:
+            deaths.append(row(poison).attempts)
+            raise Crash("killed")
+        return holds(condition, document)
+
+    monkeypatch.setattr(expressions, "holds", die)
+    before = [send("a/particular", {"n": 1}), send("a/b", {"n": 1})]
+    poison = send("a/particular", {"n": 13})
+    behind = [send("a/particular", {"n": 2}), send("a/b", {"n": 2})]
+    for _ in range(5):
+        drain()
+    assert deaths == [0, 1, 2, 3]
+    assert row(poison).quarantined
+    assert quick == [1, 2]
+    assert [len(runs_of(event)) for event in [*before, *behind]] == [1] * 4
+
+
+def test_only_where_a_condition_is_evaluated_a_commit_comes_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    flow("particular", on=On("a/particular", if_="event.data.n > 0"))(lambda: None)
+    flow("plain", on="a/plain")(lambda: None)
+    opened: list[str] = []
+    atomic = sql.atomic
+
+    def count() -> Any:
+        opened.append("one more")
+        return atomic()
+
+    monkeypatch.setattr(sql, "atomic", count)
+    numbers = []
+    for name in ("a/plain", "a/particular"):
+        opened.clear()
+        send(name, {"n": 1})
+        assert route().events == 1
+        numbers.append(len(opened))
+    assert numbers[1] == numbers[0] + 1
