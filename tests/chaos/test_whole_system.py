@@ -67,7 +67,7 @@ def system(tmp_path: Path) -> Iterator[System]:
 
 
 def answers(url: str) -> bool:
-    with contextlib.suppress(requests.ConnectionError):
+    with contextlib.suppress(requests.ConnectionError, requests.Timeout):
         return requests.get(url, timeout=5).ok
     return False
 
