@@ -9,7 +9,7 @@ import pytest
 
 from tests.chaos.system import System, running
 
-SPEED = 7200.0  # a day is 12 seconds
+SPEED = 14400.0  # a day is 6 seconds
 
 pytestmark = [pytest.mark.processes, pytest.mark.two_writers]
 

@@ -36,7 +36,7 @@ def journey(event: Event, step: Step, run: Run) -> list[Any]:
     """Acts, falters, asks somebody and waits for the answer, sleeps, waits in vain, and writes."""
 
     def falter() -> str:
-        witness.tell(run.id, "falter")
+        witness.do(run.id, "falter")
         if witness.times(run.id, "falter") == 1:
             raise ConnectionError("not yet")
         return "done"
@@ -44,29 +44,31 @@ def journey(event: Event, step: Step, run: Run) -> list[Any]:
     def write() -> None:
         witness.tell(run.id, "write")
         witness.tell(run.id, "write", alias="default")
+        for _ in range(3):
+            witness.dawdle()
 
-    step.run("pack", witness.tell, run.id, "pack")
+    step.run("pack", witness.do, run.id, "pack")
     faltered = step.run("falter", falter)
     step.send_event("ask", Event("trip/asked", {"trip": event.data["trip"]}))
     answer = step.wait_for_event("answer", event="trip/answered", match="data.trip", timeout="1h")
     step.sleep("rest", 0.3)
     silence = step.wait_for_event("silence", event="trip/never", match="data.trip", timeout=0.3)
     step.run("write", write, atomic=True)
-    step.run("unpack", witness.tell, run.id, "unpack")
+    step.run("unpack", witness.do, run.id, "unpack")
     return [faltered, answer and answer.data["trip"], silence]
 
 
 @flow("answerer", on="trip/asked", retries=SOON)
 def answerer(event: Event, step: Step, run: Run) -> None:
     """Answers what a journey has asked."""
-    step.run("think", witness.tell, run.id, "think")
+    step.run("think", witness.do, run.id, "think")
     step.send_event("answer", Event("trip/answered", event.data))
 
 
 @flow("doomed", on="trip/doomed", cancel_on=CancelOn("trip/called-off", match="data.doomed"))
 def doomed(step: Step, run: Run) -> None:
     """Waits for what never comes, until it is called off."""
-    step.run("pack", witness.tell, run.id, "pack")
+    step.run("pack", witness.do, run.id, "pack")
     step.wait_for_event("never", event="trip/never", match="data.trip", timeout="1h")
 
 
@@ -108,7 +110,7 @@ def heavy(event: Event, step: Step, run: Run) -> None:
         time.sleep(event.data["seconds"])
 
     step.run("lift", lift)
-    step.run("put down", witness.tell, run.id, "put down")
+    step.run("put down", witness.do, run.id, "put down")
 
 
 @flow("crowd", on="trip/began")
@@ -127,8 +129,8 @@ def ringer(event: Event, step: Step) -> None:
 @flow("neighbour", on="trip/shared")
 def neighbour(step: Step, run: Run) -> str:
     """Does no harm."""
-    step.run("pack", witness.tell, run.id, "pack")
-    step.run("unpack", witness.tell, run.id, "unpack")
+    step.run("pack", witness.do, run.id, "pack")
+    step.run("unpack", witness.do, run.id, "unpack")
     return "arrived"
 
 
@@ -141,7 +143,7 @@ def abort(step: Step, run: Run) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         os.abort()
 
-    step.run("pack", witness.tell, run.id, "pack")
+    step.run("pack", witness.do, run.id, "pack")
     step.run("crash", crash)
 
 
@@ -150,6 +152,6 @@ if os.environ.get("ERRANDS_VERSION") == "new":
     @flow("newcomer", on="trip/began", retries=SOON)
     def newcomer(step: Step, run: Run) -> None:
         """Is not there in the old version of this project."""
-        step.run("greet", witness.tell, run.id, "greet")
+        step.run("greet", witness.do, run.id, "greet")
         step.sleep("rest", 0.1)
-        step.run("part", witness.tell, run.id, "part")
+        step.run("part", witness.do, run.id, "part")

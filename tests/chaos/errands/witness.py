@@ -16,17 +16,26 @@ CREATE TABLE effect (
 CREATE INDEX effect_run ON effect (project, run);
 """
 PROJECT = os.environ.get("ERRANDS_DATABASE", "")
-#: Seconds that an effect takes at most, after it is seen and before it is reported.
+#: Seconds between an effect and the report of it, at most.
 EFFORT = float(os.environ.get("ERRANDS_EFFORT", "0"))
 
 
 def tell(run: str, step: str, alias: str = "witness") -> None:
-    """Something is done now."""
+    """Something was done."""
     with connections[alias].cursor() as cursor:
         cursor.execute(
             "INSERT INTO effect (project, run, step, pid) VALUES (%s, %s, %s, %s)",
             [PROJECT, run, step, os.getpid()],
         )
+
+
+def do(run: str, step: str) -> None:
+    """Something is done, and it is a while before that is reported."""
+    tell(run, step)
+    dawdle()
+
+
+def dawdle() -> None:
     time.sleep(random.uniform(0, EFFORT))
 
 
