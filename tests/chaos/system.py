@@ -97,6 +97,17 @@ class System:
             except subprocess.TimeoutExpired:
                 os.killpg(part.pid, signal.SIGKILL)
                 part.wait()
+        self.parts.clear()
+
+    def clear(self) -> None:
+        """Forget all events and runs, and what the broker has."""
+        with psycopg.connect(self.postgres.dsn) as connection:
+            found = connection.execute(
+                "SELECT tablename FROM pg_tables WHERE tablename LIKE 'durable_flows_%'"
+            )
+            tables = ", ".join(name for (name,) in found.fetchall())
+            connection.execute(f"TRUNCATE {tables}".encode())
+        self.broker.restart()
 
     def query(self, sql: str) -> list[Any]:
         with psycopg.connect(self.postgres.dsn) as connection:

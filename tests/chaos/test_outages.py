@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -30,10 +29,17 @@ os.kill({postgres}, signal.SIGQUIT)  # before anything of it need be on the disk
 """
 
 
-@pytest.fixture
-def system(tmp_path: Path) -> Iterator[System]:
-    with running(tmp_path, speed=SPEED) as system:
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    with running(tmp_path_factory.mktemp("outages"), speed=SPEED) as system:
         yield system
+
+
+@pytest.fixture
+def system(installed: System) -> Iterator[System]:
+    yield installed
+    installed.stop()
+    installed.clear()
 
 
 def send(system: System) -> None:

@@ -72,6 +72,13 @@ def doomed(step: Step, run: Run) -> None:
     step.wait_for_event("never", event="trip/never", match="data.trip", timeout="1h")
 
 
+@flow("late", on="trip/doomed", timeouts=Timeouts(finish="1s"))
+def late(step: Step, run: Run) -> None:
+    """Has not come to its end when its time is over."""
+    step.run("pack", witness.do, run.id, "pack")
+    step.sleep("rest", "1h")
+
+
 @flow("broken", on="trip/broken", retries=SOON)
 def broken(step: Step, run: Run) -> str:
     """Fails for good, and goes on when somebody mends it."""
