@@ -194,7 +194,8 @@ def go_on(run_id: uuid.UUID, command: Routed) -> None:
         {"run": run_id},
     )
     flow = registry.find(flow_id)
-    _insert_due([(run_id, queue, lease, flow)])
+    # Above the lease of the end: that end, repeated since its answer was lost, must not end this one.
+    _insert_due([(run_id, queue, lease + 1, flow)])
     newer_than = (command.deliver_at, command.arrival)
     waits = _cancel_waits(run_id, flow, stored.event(event), generation + 1, newer_than)
     signatures.write((wait.rule.event, wait.paths) for wait in waits)

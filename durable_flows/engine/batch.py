@@ -1,7 +1,7 @@
 """The runs of one claim: those that have not begun, and the ends that are not written yet.
 
-Ends of fast runs are written together. So that a slow run harms no neighbour, the heartbeat thread
-looks after each batch: it writes ends that are getting old, and gives back what cannot begin soon.
+Ends of fast runs are written together. So that a slow run harms no neighbour, each batch is looked after
+beside it (see `watch`): ends that are getting old are written, and what cannot begin soon is given back.
 """
 
 from __future__ import annotations
@@ -111,8 +111,14 @@ class Batch:
         finally:
             self.write_ends()
 
+    @property
+    def is_held_up(self) -> bool:
+        """Whether its run is slow while others wait to begin, or to have their ends written."""
+        with self._lock:
+            return self.slow_for > SLOW and bool(self._ends or self._left)
+
     def look_after(self) -> None:
-        """Called by the heartbeat thread: whether the run that executes is slow."""
+        """Called beside the run that executes: if that is slow, nobody is to wait for it."""
         if self.slow_for > SLOW:
             self.write_ends()
             self.give_back()
@@ -130,6 +136,11 @@ def look_after_all() -> None:
     """Look after every batch that this process executes."""
     for batch in _all():
         batch.look_after()
+
+
+def any_held_up() -> bool:
+    """Whether some batch of this process has to be looked after."""
+    return any(batch.is_held_up for batch in _all())
 
 
 def slowest() -> float:

@@ -54,6 +54,8 @@ def settle_piece(pieces: Pieces, condition: stored.Condition) -> bool:
         False if it was only noted that this router begins: call again, in another transaction.
     """
     whole = stored.all_of((_UNDERWAY, {}), condition)
+    if pieces.places:
+        quarantine.lift(pieces.places)
     found = stored.unrouted(whole, now=clock.now(), most=1)
     for event in found:
         if event.id in pieces.places:
@@ -61,10 +63,17 @@ def settle_piece(pieces: Pieces, condition: stored.Condition) -> bool:
         elif quarantine.is_guilty(event):
             quarantine.set_aside([event])
         else:  # committed before any expression of the waits is evaluated
-            _note(event, event.attempts - 1)
+            _count_begun([event.id], -1)
             pieces.places[event.id] = settle.Place()
             return False
     return True
+
+
+def leave(pieces: Pieces) -> None:
+    """Take back that this router has begun, where it got no further: it lives, and others go on."""
+    begun = [event_id for event_id, place in pieces.places.items() if place == settle.Place()]
+    if begun:
+        _count_begun(begun, 1)
 
 
 def count_failure(pieces: Pieces, error: Exception, of: stored.Condition) -> None:
@@ -94,6 +103,16 @@ def _note(event: Routed, attempts: int) -> None:
     sql.execute(
         "UPDATE durable_flows_event SET attempts = %(attempts)s WHERE id = %(id)s",
         {"id": event.id, "attempts": attempts},
+    )
+
+
+def _count_begun(event_ids: list[uuid.UUID], by: int) -> None:
+    """Relative, since whoever takes it back does not hold the router's lock."""
+    sql.execute(
+        "UPDATE durable_flows_event SET attempts = attempts + %(by)s "
+        f"WHERE {sql.among('id', 'ids')} AND routed_at IS NULL "
+        "AND attempts + %(by)s < 0",
+        {"ids": event_ids, "by": by},
     )
 
 

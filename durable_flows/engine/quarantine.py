@@ -106,6 +106,23 @@ def set_aside(events: Sequence[Routed]) -> None:
         logger.error("event %s %s is set aside: %s", event.name, event.id, _KILLED)
 
 
+def lift(event_ids: Iterable[uuid.UUID]) -> set[uuid.UUID]:
+    """Take back what was thought of routers that live: those that have these events in hand.
+
+    Between its two transactions a router holds no lock. Others that come meanwhile cannot know that it
+    lives; it does. Inside a transaction, under the router's lock.
+
+    Returns:
+        Those that had been set aside, and ask for something again.
+    """
+    rows = sql.execute(
+        "UPDATE durable_flows_event SET quarantined = false, routed_at = NULL, error = '' "
+        f"WHERE {sql.among('id', 'ids')} AND quarantined AND error = %(error)s RETURNING id",
+        {"ids": list(event_ids), "error": _KILLED},
+    )
+    return {sql.uid(row[0]) for row in rows}
+
+
 def reroute(event_ids: Iterable[uuid.UUID]) -> list[uuid.UUID]:
     """Let quarantined events be routed again, as if for the first time; joins the caller's transaction.
 

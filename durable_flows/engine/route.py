@@ -272,8 +272,11 @@ def _settle_batch(part: Sequence[Routed], hand: _Hand, done: Routing) -> bool:
 
 def _still_in_hand(part: Sequence[Routed], hand: _Hand) -> tuple[list[Routed], list[Routed]]:
     """What nobody else has routed, or begun to; and the events that are being settled in pieces."""
-    open_ = stored.still_unrouted([event.id for event in part], hand.shard.events)
-    hand.broadcasts = hand.broadcasts or bool(open_ - {event.id for event in part})
+    ids = {event.id for event in part}
+    open_ = stored.still_unrouted(list(ids), hand.shard.events)
+    hand.broadcasts = hand.broadcasts or bool(open_ - ids)
+    if ids - open_:  # others were here meanwhile
+        open_ |= quarantine.lift(ids - open_)
     before = broadcast.underway(hand.shard.events) if hand.broadcasts else []
     taken = {event.id for event in before}
     return [event for event in part if event.id in open_ - taken], before
@@ -287,6 +290,7 @@ def _settle_piece(shard: Shard, pieces: broadcast.Pieces, done: Routing) -> bool
         while not is_done:
             with sql.atomic():
                 if not shard.try_lock():
+                    broadcast.leave(pieces)
                     return False
                 is_done = broadcast.settle_piece(pieces, mine)
     except Exception as error:

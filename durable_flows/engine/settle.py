@@ -59,7 +59,7 @@ def last_look(claim: Claim, wait: Waiting) -> Waiting:
 def _unrouted_in_time(wait: Waiting) -> bool:
     rows = sql.execute(
         "SELECT 1 FROM durable_flows_event WHERE name = %(name)s AND routed_at IS NULL "
-        "AND deliver_at <= %(expires)s LIMIT 1",
+        f"AND deliver_at <= %(expires)s {stored.FIRST}",
         {"name": wait.event_name, "expires": wait.expires_at},
     )
     return bool(rows)

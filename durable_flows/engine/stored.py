@@ -88,6 +88,9 @@ def event_id(found: Event) -> uuid.UUID:
 _ROUTED = "e.routed, e.received_at, e.deliver_at, e.arrival, e.mark, e.target, e.depth, e.attempts"
 
 
+#: One unrouted event. In order, or a planner that remembers a burst would scan the table for it.
+FIRST = "ORDER BY deliver_at, arrival LIMIT 1"
+
 Condition = tuple[str, Mapping[str, Any]]  # SQL, and its parameters
 
 
@@ -138,7 +141,7 @@ def any_unrouted(
     """
     (clause, params), (which, more) = condition, of
     rows = sql.execute(
-        f"SELECT {clause} FROM durable_flows_event e WHERE {_OPEN} AND {which} LIMIT 1",
+        f"SELECT {clause} FROM durable_flows_event e WHERE {_OPEN} AND {which} {FIRST}",
         {"now": now, **_FLOOR, **params, **more},
     )
     return bool(rows[0][0]) if rows else None

@@ -8,7 +8,7 @@ import pytest
 from django.db import OperationalError
 
 from durable_flows import CancelOn, Event, Step, flow
-from durable_flows.engine import failpoints, quarantine, route, settle, sql
+from durable_flows.engine import broadcast, failpoints, quarantine, route, settle, sql
 from durable_flows.models import Event as Stored
 from durable_flows.models import Run, Wait
 from durable_flows.rules import clock
@@ -310,3 +310,40 @@ def test_a_wait_that_is_registered_meanwhile_takes_the_event_once(waiters: list[
     failpoints.trap = None
     assert results(waiters) == [told] * RUNS
     assert run_of(late[0]).activity == "waiting"  # it began after the event
+
+
+def settled_piece(pieces: broadcast.Pieces) -> bool:
+    with sql.atomic():
+        return broadcast.settle_piece(pieces, ("true", {}))
+
+
+def test_routers_that_live_are_not_taken_for_dead_though_others_come_between_their_transactions(
+    waiters: list[str],
+) -> None:
+    told = send("a/told", {"k": 1})
+    with crash_at("between_pieces"), pytest.raises(Crash):
+        route.route()
+    first, *others = [broadcast.Pieces() for _ in range(4)]
+    assert not settled_piece(first)  # it has noted that it begins
+    for other in others:
+        settled_piece(other)
+    assert row(told).quarantined
+    while not row(told).routed_at or row(told).quarantined:
+        assert settled_piece(first)
+    drain()
+    assert results(waiters) == [told] * RUNS
+
+
+def test_a_router_that_leaves_the_pieces_to_another_is_not_taken_for_dead(
+    waiters: list[str],
+) -> None:
+    told = send("a/told", {"k": 1})
+    with crash_at("between_pieces"), pytest.raises(Crash):
+        route.route()
+    for _ in range(5):
+        pieces = broadcast.Pieces()
+        assert not settled_piece(pieces)
+        broadcast.leave(pieces)
+    assert row(told).attempts == -1
+    drain()
+    assert results(waiters) == [told] * RUNS

@@ -22,7 +22,9 @@ from durable_flows import (
     flow,
     retry,
 )
-from durable_flows.engine import execute, failpoints
+from durable_flows.engine import execute, failpoints, finish, ring
+from durable_flows.engine.claim import claim
+from durable_flows.engine.history import History
 from durable_flows.engine.route import route
 from durable_flows.engine.tick import tick
 from durable_flows.errors import InvalidSetting
@@ -294,3 +296,22 @@ def test_an_event_that_comes_while_its_waiter_is_about_to_suspend_wakes_it_at_on
     failpoints.trap = reply
     drain()
     assert run_of(began).result == "heard"
+
+
+def test_an_end_that_is_written_again_does_not_end_the_retry_that_came_between() -> None:
+    @flow("fails", on="a/b")
+    def fails() -> None:
+        raise NonRetriableError("no")
+
+    event = send("a/b")
+    route()
+    (claimed,) = claim(ring.default_queue(), 1)
+    ending = execute.execute(claimed, History())
+    assert isinstance(ending, finish.Ending)
+    assert finish.end([ending])  # and suppose that its answer was lost
+    retry(run_of(event).id)
+    route()
+    assert finish.end([ending]) == []
+    assert run_of(event).state == "queued"
+    drain()
+    assert run_of(event).state == "failed"

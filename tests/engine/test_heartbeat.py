@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from django.db import connection
+from django.db import connection, transaction
 from django.test import override_settings
 
 from durable_flows import flow
@@ -174,3 +174,25 @@ def test_leases_are_renewed_beside_a_greenlet_that_never_yields() -> None:
         check=False,
     )
     assert "renewals: 3" in ended.stdout, ended.stdout + ended.stderr
+
+
+@pytest.mark.two_writers
+@pytest.mark.usefixtures("watched")
+@pytest.mark.django_db(transaction=True)
+@override_settings(DURABLE_FLOWS={"RING": "off", "HEARTBEAT_SECONDS": 0.02})
+def test_leases_are_renewed_though_a_neighbours_row_is_locked() -> None:
+    def take_long() -> bool:
+        neighbour = Due.objects.exclude(run__event_id=event)
+        with transaction.atomic():  # somebody who is slow, or was stopped, with the row in hand
+            list(neighbour.select_for_update())
+            assert until(lambda: bool(sql.execute("SELECT 1 FROM pg_locks WHERE NOT granted")))
+            end = Due.objects.get(run__event_id=event).wake_at
+            renewed = Due.objects.filter(run__event_id=event, wake_at__gt=end)
+            return until(renewed.exists)
+
+    flow("long", on="a/b")(lambda step: step.run("x", take_long))
+    flow("neighbour", on="a/other")(lambda: "done")
+    event, other = send("a/b"), send("a/other")
+    drain()
+    assert run_of(event).step("x").output is True
+    assert run_of(other).result == "done"

@@ -305,3 +305,30 @@ def test_a_second_router_that_comes_between_the_transactions_of_the_first_suspec
     assert Run.objects.count() == 20
     assert not Stored.objects.filter(routed_at__isnull=True).exists()
     assert not Stored.objects.filter(quarantined=True).exists()
+
+
+def test_an_event_that_three_living_routers_had_in_hand_is_not_set_aside_for_good() -> None:
+    flow("quick", on="a/b")(lambda: None)
+    event = send("a/b")
+    stalls = [(threading.Event(), threading.Event()) for _ in range(2)]
+    left = list(stalls)
+
+    def stall(place: str, detail: str) -> None:
+        if place == "between_routing_transactions" and left:
+            in_between, go_on = left.pop(0)
+            in_between.set()
+            go_on.wait(PATIENCE)
+
+    failpoints.trap = stall
+    with elsewhere() as submit:
+        routers = []
+        for in_between, _ in stalls:
+            routers.append(submit(route))
+            assert in_between.wait(PATIENCE)
+        submit(route).result(PATIENCE)  # cannot know that the two before it live
+        for router, (_, go_on) in zip(routers, stalls, strict=True):
+            go_on.set()
+            router.result(PATIENCE)
+    row = Stored.objects.get(pk=event)
+    assert (row.quarantined, row.error) == (False, "")
+    assert row.routed_at is not None
