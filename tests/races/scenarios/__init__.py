@@ -1,0 +1,12 @@
+"""The races. Each function declares the flows of one and returns it."""
+
+from __future__ import annotations
+
+from tests.races.scenario import Recipe
+from tests.races.scenarios import claims, commands, ends, events, steals, waits
+
+ALL: dict[str, Recipe] = {
+    recipe.__name__.replace("_", " "): recipe
+    for module in (waits, claims, steals, ends, events, commands)
+    for recipe in module.RACES
+}
