@@ -413,12 +413,15 @@ def _see_why_not(claimed: Claim) -> None:
 def _leave_to_others(claimed: Claim) -> None:
     """Some other worker knows this flow: let it claim the run, in a moment; this claim was none."""
     soon = clock.now() + clock.real(SOON)
-    sql.execute(
+    rows = sql.execute(
         "UPDATE durable_flows_due SET state = 'queued', wake_at = %(soon)s, claims = claims - 1 "
-        "WHERE run_id = %(run)s AND lease = %(lease)s AND state = 'running'",
+        "WHERE run_id = %(run)s AND lease = %(lease)s AND state = 'running' RETURNING run_id",
         {"soon": soon, "run": claimed.run_id, "lease": claimed.lease},
     )
-    ring.drain_at(claimed.queue, soon)
+    if rows:
+        ring.drain_at(claimed.queue, soon)
+    else:
+        _see_why_not(claimed)
 
 
 def _park(claimed: Claim) -> None:
@@ -426,11 +429,13 @@ def _park(claimed: Claim) -> None:
         "run %s is parked: no worker that is alive knows a flow %r",
         *(claimed.run_id, claimed.flow_id),
     )
-    sql.execute(
+    rows = sql.execute(
         "UPDATE durable_flows_due SET state = 'parked', wake_at = NULL, claims = 0 "
-        "WHERE run_id = %(run)s AND lease = %(lease)s AND state = 'running'",
+        "WHERE run_id = %(run)s AND lease = %(lease)s AND state = 'running' RETURNING run_id",
         {"run": claimed.run_id, "lease": claimed.lease},
     )
+    if not rows:
+        _see_why_not(claimed)
 
 
 def _still_wanted(claimed: Claim) -> bool:

@@ -210,17 +210,25 @@ _BOUNDED = (
 def is_transient(error: BaseException) -> bool:
     """Whether the database, or its load, is at fault, and not what it was asked.
 
-    Lost connections, deadlocks, timeouts, a full disk; but not a limit of the server's that a value
-    exceeds.
+    Lost connections, deadlocks, timeouts, a full disk, a server that only reads, and tables that are not
+    those of this code, while migrations run; but not a limit of the server's that a value exceeds.
     """
     state = str(getattr(error.__cause__, "sqlstate", None) or "")
     if isinstance(error, OperationalError | InterfaceError):
         return not state.startswith(_TOO_MUCH)
-    return state == _IDLE_FOR_TOO_LONG
+    return state in _NOBODYS_FAULT
 
 
 _TOO_MUCH = "54"  # the class of program limits
-_IDLE_FOR_TOO_LONG = "25P03"
+_NOBODYS_FAULT = frozenset(
+    {
+        "25006",  # a server that only reads
+        "25P03",  # idle in a transaction for too long
+        "42501",  # no right to a table
+        "42703",  # no such column
+        "42P01",  # no such table
+    }
+)
 
 
 def among(column: str, parameter: str) -> str:

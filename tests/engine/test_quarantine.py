@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import OperationalError
+from django.db import OperationalError, ProgrammingError
 
 from durable_flows import On, Step, flow
 from durable_flows.engine import failpoints, ingest, quarantine, sql
@@ -161,6 +161,29 @@ def test_a_database_that_fails_is_no_events_fault(
     assert not Stored.objects.exclude(routed_at=None, attempts=0, error="").exists()
     drain()
     assert quick == list(range(together))
+
+
+@pytest.mark.two_writers
+@pytest.mark.parametrize(
+    ("undo", "redo"),
+    [
+        ("ALTER TABLE {} RENAME TO gone", "ALTER TABLE gone RENAME TO {}"),
+        ("ALTER TABLE {} RENAME run_id TO gone", "ALTER TABLE {} RENAME gone TO run_id"),
+    ],
+)
+def test_a_migration_that_is_under_way_is_no_events_fault(
+    undo: str, redo: str, quick: list[int]
+) -> None:
+    table = "durable_flows_due"
+    for number in range(3):
+        send("a/b", {"n": number})
+    sql.execute(undo.format(table))
+    with pytest.raises(ProgrammingError):
+        route()
+    sql.execute(redo.format(table))
+    assert not Stored.objects.exclude(routed_at=None, attempts=0, error="").exists()
+    drain()
+    assert quick == [0, 1, 2]
 
 
 def test_a_batch_whose_router_died_is_taken_event_by_event(quick: list[int]) -> None:

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from durable_flows import Event, Run, Step, flow, send
+from durable_flows import Event, Run, Step, cancel, flow, send
+from durable_flows.engine import failpoints
 from durable_flows.engine.route import route
 from durable_flows.models import Due
 from durable_flows.models import Run as StoredRun
 from durable_flows.testing import drain, run_of, runs_of
-from tests.promises.staging import again, forget, listener, now, played
+from tests.promises.staging import again, execute_due, forget, listener, now, played
 
 pytestmark = pytest.mark.django_db
 
@@ -212,8 +213,6 @@ def test_a_start_of_a_flow_that_the_router_does_not_know_is_kept():
 
 
 def test_a_parked_run_can_be_cancelled():
-    from durable_flows import cancel
-
     known = flow("known", on="go")(lambda: None)
     (event_id,) = send("go")
     route()
@@ -221,6 +220,23 @@ def test_a_parked_run_can_be_cancelled():
     drain()
     cancel(run_of(event_id).id)
     drain()
+    assert run_of(event_id).state == "cancelled"
+
+
+def test_a_run_of_an_unknown_flow_that_is_cancelled_while_it_is_claimed_ends_at_once():
+    known = flow("known", on="go")(lambda: None)
+    (event_id,) = send("go")
+    route()
+    forget(known)
+
+    def ask(place: str, detail: str) -> None:
+        if place == "claim_read":
+            failpoints.trap = None
+            cancel(run_of(event_id).id)
+            route()
+
+    failpoints.trap = ask
+    execute_due()
     assert run_of(event_id).state == "cancelled"
 
 
