@@ -44,24 +44,26 @@ def candidates(claim: Claim, wait: Waiting, judge: Judge) -> list[Event]:
 
 
 def _by_hash(claim: Claim, wait: Waiting, above: int, judge: Judge) -> list[Event]:
-    after: tuple[Any, Any] = (None, None)
+    """With an expression that may refuse very many of them, in the order of the index: page by page."""
     while True:
         rows = _read_candidates(
             claim,
             wait,
             "durable_flows_eventmatch m JOIN durable_flows_event e ON e.id = m.event_id "
-            "WHERE m.match = %(match)s::uuid AND m.routed > %(above)s "
-            "AND (%(after_at)s::timestamptz IS NULL OR (e.deliver_at, e.arrival) > "
-            "(%(after_at)s::timestamptz, %(after)s::bigint))",
-            order="e.deliver_at, e.arrival",
+            "WHERE m.match = %(match)s::uuid AND m.routed > %(above)s",
+            number="m.routed",
+            order="m.routed" if wait.expression else "e.deliver_at, e.arrival",
             above=above,
-            after_at=after[0],
-            after=after[1],
         )
-        found = _accepted(claim, wait, rows, judge)
-        if found or len(rows) < AT_ONCE:
+        found = _accepted(claim, wait, sorted(rows, key=_place), judge)
+        if found or len(rows) < AT_ONCE or not wait.expression:
             return found
-        after = (sql.moment(rows[-1][1]), rows[-1][2])
+        above = rows[-1][0]
+
+
+def _place(row: sql.Row) -> tuple[Any, Any]:
+    """Its place in the order of delivery."""
+    return row[1], row[2]
 
 
 def _by_name(claim: Claim, wait: Waiting, most: int, judge: Judge) -> list[Event]:
@@ -73,6 +75,7 @@ def _by_name(claim: Claim, wait: Waiting, most: int, judge: Judge) -> list[Event
             wait,
             "durable_flows_event e WHERE e.name = %(name)s "
             "AND e.routed > %(above)s AND e.routed <= %(up_to)s",
+            number="e.routed",
             order="e.routed",
             above=above,
             up_to=most,
@@ -99,11 +102,11 @@ def _accepted(claim: Claim, wait: Waiting, rows: Sequence[sql.Row], judge: Judge
 
 
 def _read_candidates(
-    claim: Claim, wait: Waiting, source: str, *, order: str, **params: Any
+    claim: Claim, wait: Waiting, source: str, *, number: str, order: str, **params: Any
 ) -> list[sql.Row]:
     """The first candidates of a source, each after its places in the orders of routing and delivery."""
     return sql.execute(
-        f"SELECT e.routed, e.deliver_at, e.arrival, {stored.columns('e')} FROM {source} "
+        f"SELECT {number}, e.deliver_at, e.arrival, {stored.columns('e')} FROM {source} "
         "AND e.id <> %(trigger)s AND e.deliver_at <= %(expires)s "
         "AND (%(routed_since)s::timestamptz IS NULL OR e.routed_at IS NULL "
         "OR e.routed_at >= %(routed_since)s::timestamptz) "
