@@ -178,6 +178,61 @@ class StepError(DurableFlowsError):
         }
 
 
+class InvokeError(StepError):
+    """An invoked run did not complete; raised where it was invoked, and catchable there.
+
+    Attributes:
+        flow: id of the invoked flow.
+        run_id: id of the invoked run.
+        state: ``"failed"``, ``"cancelled"``, or ``"skipped"``: it was not started.
+        reason: why; of a failed run the class of its error and its message.
+        stack: the traceback of the error of which it failed, as text.
+        code: that error's ``code`` attribute where it had one, else ``""``.
+    """
+
+    def __init__(
+        self,
+        step: str,
+        *,
+        flow: str,
+        run_id: str,
+        state: str,
+        reason: str = "",
+        stack: str = "",
+        code: str = "",
+    ) -> None:
+        self.flow = flow
+        self.run_id = run_id
+        self.state = state
+        self.reason = reason
+        super().__init__(step, type(self).__name__, self._told(), stack, code)
+
+    def _told(self) -> str:
+        did = {"skipped": "was not started", "cancelled": "was cancelled"}.get(self.state, "failed")
+        return f"run {self.run_id} of flow {self.flow!r} {did}{self.reason and ': '}{self.reason}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The error as it is recorded: JSON-ready."""
+        return {
+            **super().as_dict(),
+            "flow": self.flow,
+            "run": self.run_id,
+            "state": self.state,
+            "reason": self.reason,
+        }
+
+
+class InvokeTimeout(InvokeError):
+    """An invoked run did not end in time; it goes on.
+
+    Attributes:
+        state: ``"timeout"``.
+    """
+
+    def _told(self) -> str:
+        return f"run {self.run_id} of flow {self.flow!r} did not end in time; it goes on"
+
+
 class NestedStep(NonRetriableError):
     """A step was called inside another step's function."""
 

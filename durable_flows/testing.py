@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from django.db.models import QuerySet
+
 from durable_flows import conf
 from durable_flows.engine import failpoints, ingest, leases, ring, stored
 from durable_flows.engine import tick as housekeeping
@@ -55,7 +57,7 @@ class StepView:
 
     Attributes:
         key: its key: the id, or ``id#2`` for its second repetition.
-        kind: run, send, sleep or wait.
+        kind: run, send, sleep, wait or invoke.
         state: done or failed.
         output: its result, decoded; for a wait the event as a dict, or None.
         error: how it failed, as a dict, or None.
@@ -81,6 +83,8 @@ class RunView:
         error: how it failed, as a dict, or None.
         reason: why it failed or was cancelled.
         origin: the id of the run that it does again, or "".
+        parent: the id of the run that invoked it, or "".
+        children: the ids of the runs that it has invoked, the oldest first.
         wake_at: when it goes on by itself, or None.
         steps: what is recorded, in order.
         attempts: the failed attempts: key → number.
@@ -95,6 +99,8 @@ class RunView:
     error: Any  # a dict or None; Any, so that tests may read error["message"]
     reason: str
     origin: str
+    parent: str
+    children: tuple[str, ...]
     wake_at: datetime | None
     steps: tuple[StepView, ...]
     attempts: dict[str, int]
@@ -316,6 +322,8 @@ def _view(run: Run) -> RunView:
         error=_decoded(run.error),
         reason=run.reason,
         origin=str(run.origin or ""),
+        parent=str(run.parent_id or ""),
+        children=_ids(run.children.order_by("created_at", "pk")),
         wake_at=due.wake_at if due else None,
         steps=tuple(
             StepView(
@@ -330,6 +338,10 @@ def _view(run: Run) -> RunView:
         attempts=attempts,
         warnings=dict(run.warnings.order_by("about").values_list("about", "message")),
     )
+
+
+def _ids(runs: QuerySet[Run]) -> tuple[str, ...]:
+    return tuple(str(run_id) for run_id in runs.values_list("pk", flat=True))
 
 
 def _decoded(text: str | None) -> Any:

@@ -21,6 +21,7 @@ from durable_flows.rules.states import ACTIONS, TERMINAL, StepKind, WaitKind, Wa
 MOST_STEPS = 1_000
 MOST_ATTEMPTS = 100
 MOST_WAITS = 200
+MOST_CHILDREN = 200
 MOST_WARNINGS = 100
 
 
@@ -86,6 +87,7 @@ def waits(run: Run) -> Part:
             "expires_at",
             "settled_at",
             "outcome",
+            "match",
             "event_id",
         )
     )
@@ -101,6 +103,26 @@ def warnings(run: Run) -> Part:
         .values("about", "message", "warned_at")
     )
     return _part((_warning(row) for row in found[: MOST_WARNINGS + 1]), MOST_WARNINGS)
+
+
+def children(run: Run) -> Part:
+    """The runs that it has invoked, in order."""
+    found = (
+        Run.objects.using(conf.settings().DATABASE)
+        .filter(parent=run)
+        .order_by("created_at", "pk")
+        .values("pk", "flow", "state", "created_at", "reason")
+    )
+    return _part((_run(row) for row in found[: MOST_CHILDREN + 1]), MOST_CHILDREN)
+
+
+def _run(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "page": showing.run_link(row["pk"], row["flow"]),
+        "badge": showing.badge(row["state"]),
+        "when": showing.moment(row["created_at"]),
+        "reason": showing.one_line(row["reason"]),
+    }
 
 
 def _part(rows: Iterable[dict[str, Any]], most: int) -> Part:
@@ -148,13 +170,16 @@ def _place(key: str) -> str:
 
 def _wait(row: Mapping[str, Any]) -> dict[str, Any]:
     cancels = row["kind"] == WaitKind.CANCEL
+    event = row["event_id"] and showing.event_link(row["event_id"], "the event")
+    if row["kind"] == WaitKind.CHILD:  # it is the run's end that ends it
+        event = showing.run_link(row["match"], "the run")
     return {
         **row,
         "purpose": "would cancel the run" if cancels else f"resumes {row['key']}",
         "until": showing.moment(row["expires_at"]),
         "settled": showing.moment(row["settled_at"]) if row["settled_at"] else "",
         "badge": showing.badge(row["outcome"] or "pending", _ended_by(row["outcome"])),
-        "event": showing.event_link(row["event_id"], "the event") if row["event_id"] else "",
+        "event": event or "",
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
 from django.contrib import admin, messages
@@ -70,7 +71,7 @@ class RunAdmin(ReadOnly):
         "No runs yet. Send an event that a flow listens to, with durable_flows.send(…), and have a "
         "worker running: the run appears here."
     )
-    left_out_if_empty = ("reason_text", "failure", "outcome")
+    left_out_if_empty = ("reason_text", "invoked_by", "does_again", "failure", "outcome")
     fieldsets = (
         (
             None,
@@ -79,6 +80,8 @@ class RunAdmin(ReadOnly):
                     "activity",
                     "flow",
                     "trigger",
+                    "invoked_by",
+                    "does_again",
                     "reason_text",
                     "created",
                     "started",
@@ -153,6 +156,7 @@ class RunAdmin(ReadOnly):
             steps=history.steps(run),
             attempts=history.attempts(run),
             waits=history.waits(run),
+            children=history.children(run),
             warnings=history.warnings(run),
             commands=[
                 command for command, may in permitted.items() if may and command.applies_to(run)
@@ -193,6 +197,16 @@ class RunAdmin(ReadOnly):
         if name is None:
             return format_html("event {}, which is no longer kept", run.event_id)
         return showing.event_link(run.event_id, name)
+
+    @admin.display(description="invoked by")
+    def invoked_by(self, run: Run) -> SafeString | str:
+        """The run that waits for it."""
+        return _link(run.parent_id)
+
+    @admin.display(description="does again")
+    def does_again(self, run: Run) -> SafeString | str:
+        """The run of which it is a rerun."""
+        return _link(run.origin)
 
     @admin.display(description="reason")
     def reason_text(self, run: Run) -> str:
@@ -235,8 +249,19 @@ class RunAdmin(ReadOnly):
 
     readonly_fields = (
         *("activity", "trigger", "reason_text", "created", "started", "ended", "took"),
-        *("retried", "run_id", "failure", "outcome"),
+        *("retried", "run_id", "failure", "outcome", "invoked_by", "does_again"),
     )
+
+
+def _link(run_id: uuid.UUID | None) -> SafeString | str:
+    """Another run, by its flow; without a link once that was purged."""
+    if run_id is None:
+        return showing.NOTHING
+    runs = Run.objects.using(conf.settings().DATABASE)
+    flow = runs.filter(pk=run_id).values_list("flow", flat=True).first()
+    if flow is None:
+        return format_html("run {}, which is no longer kept", run_id)
+    return showing.run_link(run_id, flow)
 
 
 def _may(request: HttpRequest, action: str) -> bool:

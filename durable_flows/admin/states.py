@@ -48,7 +48,9 @@ class Activity:
 
 def with_activity(runs: QuerySet[Run]) -> QuerySet[Any]:
     """The runs with everything that `activity` reads, in the same statement."""
-    waits = Wait.objects.pending().filter(run=OuterRef("pk"), kind=WaitKind.STEP)
+    waits = Wait.objects.pending().filter(
+        run=OuterRef("pk"), kind__in=[WaitKind.STEP, WaitKind.CHILD]
+    )
     retries = Attempt.objects.filter(run=OuterRef("pk"), next_at=OuterRef("due__wake_at"))
     return runs.select_related("due").annotate(
         waits_for=Subquery(waits.order_by("expires_at").values("event_name")[:1]),

@@ -18,11 +18,13 @@ from durable_flows.engine.stored import Routed
 from durable_flows.errors import UnknownRun
 from durable_flows.models import Admission, Due, Run, Wait
 from durable_flows.registry import Flow, registry
-from durable_flows.rules import clock, deadlines, keys, payload
+from durable_flows.rules import clock, deadlines, events, keys, payload
 from durable_flows.rules.equalities import Condition
 from durable_flows.rules.events import Event
 from durable_flows.rules.options import CancelOn
 from durable_flows.rules.states import DueState, RunState, Verdict, WaitKind, check_move
+
+DEEPEST = 50  # runs that invoke each other, a minute apart at most
 
 MICROSECOND = timedelta(microseconds=1)
 
@@ -47,6 +49,17 @@ class Start:
     trigger: Routed
     asked: Routed
     origin: uuid.UUID | None = None
+
+    @property
+    def parent(self) -> uuid.UUID | None:
+        """The run that invokes it."""
+        return self.asked.sender if self.asked.name == events.INVOKE else None
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody waits for its end, or may still come to: by its key."""
+        asked = self.asked
+        return asked.name == events.INVOKE or (asked.name == events.START and bool(asked.key))
 
     @classmethod
     def of(cls, flow_id: str, trigger: Routed, default_queue: str) -> Start:
@@ -124,6 +137,17 @@ def cancel_signatures(starts: Sequence[Start]) -> set[tuple[str, tuple[str, ...]
     return {
         (rule.event, rule.condition().paths) for flow in flows.values() for rule in flow.cancel_on
     }
+
+
+def is_too_deep(asked: Routed) -> bool:
+    """Whether this asks for a run that stands too deep in a chain of runs that invoke each other."""
+    return asked.name == events.INVOKE and asked.depth > DEEPEST
+
+
+def too_deep(asked: Routed) -> Skip:
+    """Why such a run is not admitted."""
+    reason = f"it would be more than {DEEPEST} runs deep: does it invoke itself?"
+    return Skip(event_id=asked.id, flow_id=asked.target, reason=reason)
 
 
 def note_skips(skips: Sequence[Skip]) -> None:
@@ -210,7 +234,9 @@ def _insert_runs(starts: Sequence[Start]) -> list[uuid.UUID]:
             "id": [start.run_id for start in starts],
             "flow": [start.flow_id for start in starts],
             "event_id": [start.trigger.id for start in starts],
+            "parent_id": [start.parent for start in starts],
             "origin": [start.origin for start in starts],
+            "awaited": [start.is_awaited for start in starts],
             "state": [RunState.QUEUED.value] * len(starts),
             "queue": [start.queue for start in starts],
             "mark": [start.asked.routed for start in starts],

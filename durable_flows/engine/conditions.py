@@ -37,7 +37,9 @@ _NOTHING = Starts((), {})
 def starts_of(routed: Routed) -> Starts:
     """The flows that an event starts. A command starts the flow it names, or none."""
     if routed.target:
-        return Starts((routed.target,), {}) if routed.name == events.START else _NOTHING
+        if routed.name in (events.START, events.INVOKE):
+            return Starts((routed.target,), {})
+        return _NOTHING
     listeners = registry.listeners(routed.name)
     if not listeners:
         return _NOTHING

@@ -9,12 +9,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
 from durable_flows import conf
 from durable_flows.engine import (
+    children,
     clocksync,
     deadlines,
     deployments,
@@ -52,6 +53,8 @@ logger = logging.getLogger(__name__)
 
 SOON = 1.0  # real seconds after which others may claim a run whose flow this process does not know
 SPREAD = 1.0  # real seconds between two calls for one more worker by one that is at work
+QUICK = timedelta(minutes=1)  # a flow that sends its own trigger once an hour lives
+
 STALE = 0.1  # real seconds after which a claim that has not begun is looked at again
 
 
@@ -199,13 +202,13 @@ def execute(claimed: Claim, history: History) -> Outcome:
         return _cancelled(claimed, missed)
     if claimed.is_suspect and (deaths := _deaths(claimed, history)) >= _most_deaths():
         return _poisonous(claimed, history, deaths)
+    sender = ingest.Sender(run_id=claimed.run_id, depth=_depth(claimed))
     journal = Journal(
         claimed,
         history,
-        store=partial(
-            ingest.store,
-            sender=ingest.Sender(run_id=claimed.run_id, depth=claimed.depth + 1),
-        ),
+        store=partial(ingest.store, sender=sender),
+        invoke=partial(children.invoke, sender=sender),
+        look_at=children.look,
         look_back=settle.look_back,
         last_look=settle.last_look,
         as_settled=settle.as_settled,
@@ -219,6 +222,11 @@ def execute(claimed: Claim, history: History) -> Outcome:
         return HandedBack()
     except CancelAsked:
         return _cancelled(claimed)
+
+
+def _depth(claimed: Claim) -> int:
+    """How deep in a chain of runs and events stands what this run sends: only quick hops count."""
+    return claimed.depth + 1 if clock.now() - claimed.created_at < QUICK else 1
 
 
 def _missed_deadline(claimed: Claim, flow: Flow) -> str:

@@ -27,6 +27,7 @@ PLACES = frozenset(
         "looked_back_for_cancels",
         "command_obeyed",
         "waits_resumed",
+        "children_settled",
         "before_routed_commit",
         "batch_routed",
         "before_quarantine",
@@ -49,6 +50,12 @@ PLACES = frozenset(
         "before_timeout",
         "before_settle_commit",
         "wait_settled",
+        # invoked runs
+        "before_invoke_commit",
+        "invoke_registered",
+        "before_child_settled",
+        "ends_told",
+        "children_cancelled",
         # putting away
         "before_suspend",
         "suspended",

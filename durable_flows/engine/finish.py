@@ -6,9 +6,10 @@ import json
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
-from durable_flows.engine import failpoints, sql
+from durable_flows.engine import failpoints, ingest, sql
 from durable_flows.models import Due, Run
 from durable_flows.rules import clock
 from durable_flows.rules.states import RunState
@@ -38,10 +39,38 @@ def end(endings: Sequence[Ending]) -> list[Ending]:
     if not endings:
         return []
     by_run = {ending.run_id: ending for ending in endings}
+    now = clock.now()
     with sql.atomic():
-        rows = _write_at_once(endings) if sql.postgres() else _write_one_by_one(endings)
+        rows = (_write_at_once if sql.postgres() else _write_one_by_one)(endings, now)
+        ended = [_as_written(by_run[sql.uid(run_id)], state) for run_id, state, _ in rows]
+        _tell([sql.uid(run_id) for run_id, _, awaited in rows if awaited])
+        _cancel_children([end.run_id for end in ended if end.state == RunState.CANCELLED], now)
         failpoints.reach("before_end_commit")
-    return [_as_written(by_run[sql.uid(run_id)], state) for run_id, state in rows]
+    return ended
+
+
+def _tell(run_ids: Sequence[uuid.UUID]) -> None:
+    """Let the router tell whoever waits for these ends: no second run's due row is locked here."""
+    if run_ids:
+        ingest.tell_ends(run_ids)
+        failpoints.reach("ends_told")
+
+
+def _cancel_children(run_ids: Sequence[uuid.UUID], now: datetime) -> None:
+    """Ask for the runs to be cancelled that these, which were cancelled now, have waited for."""
+    if not run_ids:
+        return
+    rows = sql.execute(
+        "SELECT match, run_id FROM durable_flows_wait "
+        f"WHERE {sql.among('run_id', 'runs')} AND kind = 'child' AND cascade "
+        "AND outcome = 'closed' AND settled_at = %(now)s",
+        {"runs": list(run_ids), "now": now},
+    )
+    if rows:
+        ingest.cancel_all(
+            {sql.uid(child): f"parent {sql.uid(run)} was cancelled" for child, run in rows}
+        )
+        failpoints.reach("children_cancelled")
 
 
 #: In the order of the ids: whoever takes a due row away has ended the run.
@@ -69,13 +98,13 @@ _WRITE = (
     "ELSE given.reason END "
     "FROM {gone} JOIN {given} ON given.id = gone.run_id "
     "WHERE durable_flows_run.id = gone.run_id "
-    "RETURNING durable_flows_run.id, durable_flows_run.state"
+    "RETURNING durable_flows_run.id, durable_flows_run.state, durable_flows_run.awaited"
 )
 
 
-def _write_at_once(endings: Sequence[Ending]) -> list[sql.Row]:
+def _write_at_once(endings: Sequence[Ending], now: datetime) -> list[sql.Row]:
     """Due rows, waits and results by one statement: one round trip and one plan."""
-    given, params = _table(endings)
+    given, params = _table(endings, now)
     return sql.execute(
         f"{_TAKE.format(given=given)}, gone AS ({_DELETE}), "
         f"closed AS ({_CLOSE_WAITS.format(gone='gone')}) "
@@ -84,9 +113,9 @@ def _write_at_once(endings: Sequence[Ending]) -> list[sql.Row]:
     )
 
 
-def _write_one_by_one(endings: Sequence[Ending]) -> list[sql.Row]:
+def _write_one_by_one(endings: Sequence[Ending], now: datetime) -> list[sql.Row]:
     """For SQLite, whose common table expressions cannot write."""
-    given, params = _table(endings)
+    given, params = _table(endings, now)
     rows = sql.execute(f"{_TAKE.format(given=given)} {_DELETE}", params)
     if not rows:
         return []
@@ -97,7 +126,7 @@ def _write_one_by_one(endings: Sequence[Ending]) -> list[sql.Row]:
     return sql.execute(_WRITE.format(given=given, gone=gone), {**params, **more})
 
 
-def _table(endings: Sequence[Ending]) -> tuple[str, dict[str, Any]]:
+def _table(endings: Sequence[Ending], now: datetime) -> tuple[str, dict[str, Any]]:
     """The endings as the table ``given``, and all parameters."""
     given, columns = sql.table(
         Run,
@@ -111,7 +140,7 @@ def _table(endings: Sequence[Ending]) -> tuple[str, dict[str, Any]]:
             "reason": [ending.reason for ending in endings],
         },
     )
-    return given, {**columns, "now": clock.now()}
+    return given, {**columns, "now": now}
 
 
 def _as_written(ending: Ending, state: str) -> Ending:

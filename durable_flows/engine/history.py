@@ -10,8 +10,9 @@ from datetime import datetime
 from typing import Any
 
 from durable_flows.engine import sql, stored
-from durable_flows.rules import payload
+from durable_flows.rules import keys, outcomes, payload
 from durable_flows.rules.events import Event
+from durable_flows.rules.states import TERMINAL, RunState, WaitKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +101,58 @@ class Waiting:
     event: Event | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Child:
+    """A registered wait for an invoked run, and what has become of that run.
+
+    Attributes:
+        outcome: what ended the wait; empty if nothing has.
+        state: the run's; empty if it is not there.
+        ended_at: when the run ended.
+        skipped: why it was not admitted, if it was not.
+    """
+
+    wait_id: uuid.UUID
+    key: str
+    flow_id: str
+    run_id: uuid.UUID
+    created_at: datetime
+    expires_at: datetime
+    outcome: str = ""
+    state: str = ""
+    result: str | None = None
+    error: str | None = None
+    reason: str = ""
+    ended_at: datetime | None = None
+    skipped: str | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it can be told what came of it: not if the run has been retried since it ended."""
+        if self.outcome in TERMINAL:
+            return not self.state or self.state in TERMINAL
+        return bool(self.outcome)
+
+    @property
+    def failure(self) -> dict[str, Any] | None:
+        """What a wait that is over is recorded with, unless the run has completed."""
+        state, reason = self.state, self.reason
+        if self.outcome not in TERMINAL:
+            state, reason = self.outcome, self.skipped or ""
+        elif not state:
+            state, reason = RunState.FAILED, f"it ended {self.outcome}, and is no longer kept"
+        elif state == RunState.COMPLETED:
+            return None
+        return outcomes.describe_child(
+            self.key,
+            flow=self.flow_id,
+            run_id=str(self.run_id),
+            state=state,
+            reason=reason,
+            error=self.error,
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class History:
     """What earlier slices of a run have left."""
@@ -107,6 +160,7 @@ class History:
     steps: dict[str, Recorded] = field(default_factory=dict)
     failures: dict[str, list[Failure]] = field(default_factory=dict)
     waits: dict[str, Waiting] = field(default_factory=dict)
+    children: dict[str, Child] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -127,12 +181,16 @@ def size_of(output: str | None) -> int:
 
 
 def histories(claims: Sequence[Claim]) -> dict[uuid.UUID, History]:
-    """What earlier slices of these runs have left, by three statements however many runs there are."""
+    """What earlier slices of these runs have left, by three statements however many runs there are.
+
+    A fourth tells what has become of the runs that they have invoked.
+    """
     found = {claim.run_id: History() for claim in claims}
     if claims:
+        generations = {claim.run_id: claim.generation for claim in claims}
         _read_steps(found)
-        _read_failures(found, {claim.run_id: claim.generation for claim in claims})
-        _read_waits(found)
+        _read_failures(found, generations)
+        _read_waits(found, generations)
     return found
 
 
@@ -166,20 +224,74 @@ def _read_failures(found: dict[uuid.UUID, History], generations: dict[uuid.UUID,
             found[run].failures.setdefault(key, []).append(failure)
 
 
-def _read_waits(found: dict[uuid.UUID, History]) -> None:
-    """Waits that no step row has the end of yet."""
-    for run_id, outcome, *wait in sql.execute(
-        "SELECT w.run_id, w.outcome, w.id, w.key, w.event_name, w.paths, w.criteria, w.expression, "
+def _read_waits(found: dict[uuid.UUID, History], generations: dict[uuid.UUID, int]) -> None:
+    """Waits that no step row has the end of yet; of those for children the ones of this generation."""
+    awaited: list[uuid.UUID] = []
+    for run_id, kind, outcome, *wait in sql.execute(
+        "SELECT w.run_id, w.kind, w.outcome, w.id, w.key, w.event_name, w.paths, w.criteria, w.expression, "
         "w.match, w.eligible_from, w.routed_since, w.received_since, w.expires_at, "
         f"{stored.columns('e')} "
         "FROM durable_flows_wait w LEFT JOIN durable_flows_event e ON e.id = w.event_id "
-        f"WHERE {sql.among('w.run_id', 'runs')} AND w.kind = 'step' AND w.outcome <> 'closed' "
+        f"WHERE {sql.among('w.run_id', 'runs')} AND w.kind IN ('step', 'child') AND w.outcome <> 'closed' "
         "AND NOT EXISTS (SELECT 1 FROM durable_flows_step s "
         "WHERE s.run_id = w.run_id AND s.key = w.key)",
         {"runs": list(found)},
     ):
+        run = sql.uid(run_id)
         waiting = _waiting(outcome, wait)
-        found[sql.uid(run_id)].waits[waiting.key] = waiting
+        if kind != WaitKind.CHILD:
+            found[run].waits[waiting.key] = waiting
+        elif waiting.id == keys.wait_id(run, waiting.key, generations[run]):
+            awaited.append(waiting.id)
+    for run, child in children(awaited):
+        found[run].children[child.key] = child
+
+
+def children(wait_ids: Sequence[uuid.UUID]) -> list[tuple[uuid.UUID, Child]]:
+    """What has become of the runs that these waits are for, each with the run that waits."""
+    if not wait_ids:
+        return []
+    rows = sql.execute(
+        "SELECT w.run_id, w.id, w.key, w.event_name, w.match, w.created_at, w.expires_at, w.outcome, "
+        "r.state, r.result, r.error, r.reason, r.ended_at, a.reason "
+        "FROM durable_flows_wait w LEFT JOIN durable_flows_run r ON r.id = w.match "
+        "LEFT JOIN durable_flows_admission a ON a.event_id = w.event_id AND a.flow = w.event_name "
+        f"AND a.verdict = 'skip' WHERE {sql.among('w.id', 'waits')}",
+        {"waits": list(wait_ids)},
+    )
+    return [(sql.uid(row[0]), _child(*row[1:])) for row in rows]
+
+
+def _child(
+    wait_id: Any,
+    key: str,
+    flow_id: str,
+    run_id: Any,
+    created_at: Any,
+    expires_at: Any,
+    outcome: str,
+    state: str | None,
+    result: str | None,
+    error: str | None,
+    reason: str | None,
+    ended_at: Any,
+    skipped: str | None,
+) -> Child:
+    return Child(
+        wait_id=sql.uid(wait_id),
+        key=key,
+        flow_id=flow_id,
+        run_id=sql.uid(run_id),
+        created_at=sql.moment(created_at),
+        expires_at=sql.moment(expires_at),
+        outcome=outcome,
+        state=state or "",
+        result=result,
+        error=error,
+        reason=reason or "",
+        ended_at=ended_at and sql.moment(ended_at),
+        skipped=skipped,
+    )
 
 
 def _waiting(outcome: str, row: list[Any]) -> Waiting:

@@ -7,7 +7,7 @@ another sender may have to wait for is the key of an event that carries the same
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -186,27 +186,61 @@ def rerun(run_id: str | uuid.UUID) -> str:
 provide(start=start)
 
 
+def invoke(
+    flow_id: str,
+    data: dict[str, Any],
+    *,
+    user: dict[str, Any] | None,
+    v: str | None,
+    key: str | None,
+    sender: Sender,
+) -> uuid.UUID:
+    """Ask for a run whose end the sender is told. Returns the id of the command that starts it.
+
+    Of a flow that was started or invoked with the same key before it is that command's id.
+    """
+    run_of = partial(keys.flow_run_id, flow_id)
+    return _command(events.INVOKE, flow_id, data, run_of, user=user, key=key, v=v, sender=sender)
+
+
+def tell_ends(run_ids: Sequence[uuid.UUID]) -> None:
+    """Say, in the transaction that ends them, that these runs have ended."""
+    _command_all(events.ENDED, {run_id: {} for run_id in run_ids})
+
+
+def cancel_all(reasons: Mapping[uuid.UUID, str]) -> None:
+    """Ask for these runs to be cancelled, each for its reason."""
+    _command_all(events.CANCEL, {run_id: {"reason": why} for run_id, why in reasons.items()})
+
+
 def _command(
     name: str,
     target: str,
     data: dict[str, Any],
     run_of: RunOf,
     *,
-    user: dict[str, Any] | None = None,
-    key: str | None = None,
+    sender: Sender | None = None,
+    **fields: Any,
 ) -> uuid.UUID:
     """Store a command; ``run_of`` tells the run that it is about from its own id."""
     limits = conf.settings().event_limits
-    encoded = events.encode_command(name, data, user, key=key, limits=limits)
-    return _insert([encoded], target=target, run_of=run_of)[0]
+    encoded = events.encode_command(name, target, data, limits=limits, **fields)
+    return _insert([encoded], sender=sender, run_of=run_of)[0]
+
+
+def _command_all(name: str, data: Mapping[uuid.UUID, dict[str, Any]]) -> None:
+    """Store commands about the runs that they are addressed to."""
+    limits = conf.settings().event_limits
+    _insert(
+        [
+            events.encode_command(name, str(target), carried, limits=limits)
+            for target, carried in data.items()
+        ]
+    )
 
 
 def _insert(
-    encoded: Sequence[Encoded],
-    *,
-    sender: Sender | None = None,
-    target: str = "",
-    run_of: RunOf | None = None,
+    encoded: Sequence[Encoded], *, sender: Sender | None = None, run_of: RunOf | None = None
 ) -> list[uuid.UUID]:
     if not encoded:
         return []
@@ -216,23 +250,18 @@ def _insert(
     ids = [uuid7() for _ in encoded]
     if any(event.key for event in encoded):
         with sql.atomic():  # a key without its event would drop the event for good
-            ids = _dedupe(encoded, ids, now, target)
-            _insert_rows(encoded, ids, now, sender, target, run_of)
+            ids = _dedupe(encoded, ids, now)
+            _insert_rows(encoded, ids, now, sender, run_of)
     else:
-        _insert_rows(encoded, ids, now, sender, target, run_of)
+        _insert_rows(encoded, ids, now, sender, run_of)
     sql.on_commit(ring.route)
     return ids
 
 
-def _dedupe(
-    encoded: Sequence[Encoded], ids: list[uuid.UUID], now: datetime, target: str
-) -> list[uuid.UUID]:
-    """The ids under which the events are or will be known: the first sender's, for a duplicate.
-
-    The key of a command is one of its target's: two flows may be started by the same.
-    """
+def _dedupe(encoded: Sequence[Encoded], ids: list[uuid.UUID], now: datetime) -> list[uuid.UUID]:
+    """The ids under which the events are or will be known: the first sender's, for a duplicate."""
     hashes = {
-        index: keys.event_key_hash(f"{event.name} {target}" if target else event.name, event.key)
+        index: keys.event_key_hash(_name_for_key(event), event.key)
         for index, event in enumerate(encoded)
         if event.key
     }
@@ -254,12 +283,16 @@ def _dedupe(
     return [known[hashes[index]] if index in hashes else own for index, own in enumerate(ids)]
 
 
+def _name_for_key(event: Encoded) -> str:
+    """For what a key is unique: an event's name; for what starts a flow, whichever way, the flow."""
+    return f"{events.START} {event.target}" if event.target else event.name
+
+
 def _insert_rows(
     encoded: Sequence[Encoded],
     ids: Sequence[uuid.UUID],
     now: datetime,
     sender: Sender | None,
-    target: str,
     run_of: RunOf | None,
 ) -> None:
     rows = [(id_, event) for id_, event in _fresh(encoded, ids)]
@@ -273,12 +306,13 @@ def _insert_rows(
         "received_at": [now] * len(rows),
         "deliver_at": [max(event.ts or now, now) for _, event in rows],
         "v": [event.v for _, event in rows],
-        "target": [target] * len(rows),
+        "target": [event.target for _, event in rows],
         "sender": [sender and sender.run_id] * len(rows),
         "depth": [sender.depth if sender else 0] * len(rows),
         "error": [""] * len(rows),
         "shard": [
-            shards.number_of(str(run_of(id_)) if run_of else event.name) for id_, event in rows
+            shards.number_of(str(run_of(id_)) if run_of else event.target or event.name)
+            for id_, event in rows
         ],
     }
     computed = {"mark": sql.counter("routed")}

@@ -16,7 +16,16 @@ from typing import Any, NoReturn, TypeVar
 
 from durable_flows import conf
 from durable_flows.engine import failpoints, leases, notes, signatures, sql
-from durable_flows.engine.history import Claim, Failure, History, Recorded, Waiting, size_of
+from durable_flows.engine.arguments import Invocation
+from durable_flows.engine.history import (
+    Child,
+    Claim,
+    Failure,
+    History,
+    Recorded,
+    Waiting,
+    size_of,
+)
 from durable_flows.engine.persist import NO_ANSWER, until_answered
 from durable_flows.errors import CancelAsked, HandBack, LeaseLost, LimitExceeded, Suspend
 from durable_flows.rules import clock
@@ -92,6 +101,8 @@ class Journal:
         last_look: the same, for a wait whose time is over; ends it by the timeout otherwise.
         as_settled: a wait that has ended already, with what ended it.
         told_to_stop: whether this worker is to begin nothing more.
+        invoke: asks for a run and registers the wait for it; told whether an earlier try had no answer.
+        look_at: sees what has become of an invoked run, and ends the wait if it has ended.
     """
 
     def __init__(
@@ -104,6 +115,8 @@ class Journal:
         last_look: Callable[[Claim, Waiting], Waiting],
         as_settled: Callable[[Waiting], Waiting | None],
         told_to_stop: Callable[[], bool],
+        invoke: Callable[[Claim, str, Invocation, bool], Child],
+        look_at: Callable[[Claim, Child], Child],
     ) -> None:
         self.claim = claim
         self.last_key = ""
@@ -112,6 +125,7 @@ class Journal:
         self._steps = history.steps
         self._failures = history.failures
         self._waits = history.waits
+        self._children = history.children
         self._size = history.size
         self._wrapper = sql.connection()
         self._depth = sql.depth(self._wrapper)
@@ -122,6 +136,8 @@ class Journal:
         self._last_look = last_look
         self._as_settled = as_settled
         self._told_to_stop = told_to_stop
+        self._invoke = invoke
+        self._look_at = look_at
 
     # -- reading ---------------------------------------------------------------------------
 
@@ -353,6 +369,30 @@ class Journal:
             wait = self._last_look(self.claim, wait)
         return wait
 
+    def invoke(self, key: str, invocation: Invocation) -> Recorded:
+        """The end of an invoked run: asked for, waited for, and recorded once it has come.
+
+        Raises:
+            InvalidEvent: what it is to be given cannot be stored; nothing was asked for.
+            Suspend: it has not ended yet.
+            CancelAsked: this run is being cancelled; nothing was asked for, or its end was recorded.
+        """
+        child = self._children.get(key)
+        if child is None:
+            self.check_room(key)
+            child = self._persistently(
+                lambda again: self._invoke(self.claim, key, invocation, again)
+            )
+        elif not child.is_over:
+            registered = child
+            child = self._persistently(lambda again: self._look_at(self.claim, registered))
+        self._children[key] = child
+        if not child.is_over:
+            self.suspend(child.expires_at)
+        began, failure = child.created_at, child.failure
+        output = child.result if failure is None else None
+        return self.record(key, StepKind.INVOKE, output=output, error=failure, started_at=began)
+
     def _register(self, wait: Waiting) -> Waiting:
         """Commit the wait, and before it the signature that makes routers look for it."""
         self._persistently(lambda again: signatures.write([(wait.event_name, wait.paths)]))
@@ -421,8 +461,8 @@ class Journal:
             yield
         except NO_ANSWER as error:
             raise self._stop(LeaseLost(f"no answer from the database: {error}")) from error
-        except LeaseLost as lost:
-            raise self._stop(lost) from lost.__cause__
+        except (LeaseLost, CancelAsked) as end:
+            raise self._stop(end) from end.__cause__
 
     # -- the end of the slice --------------------------------------------------------------
 

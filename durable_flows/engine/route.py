@@ -24,6 +24,7 @@ from durable_flows.engine import (
     admit,
     broadcast,
     cancel,
+    children,
     clocksync,
     conditions,
     deployments,
@@ -254,10 +255,14 @@ def _settle_batch(part: Sequence[Routed], hand: _Hand, done: Routing) -> bool:
         ids = {event.id for event in batch}
         started = [start.trigger.id for start in hand.cancellable if start.asked.id in ids]
         late = lookback.for_cancels(started, judge)
-        settle.lock_due({*found.run_ids, *(hit.run_id for hit in late), *_targets(commands)})
+        over = children.over(batch)
+        settle.lock_due(
+            {*found.run_ids, *(hit.run_id for hit in late), *_targets(commands), *over.parents}
+        )
         retried, refused = _obey(commands)
         again = settle.offer(batch, judge, run_ids=retried) if retried else settle.Found()
         done.queues |= settle.resume(found) | settle.resume(again)
+        done.queues |= settle.wake(children.settle(over))
         cancel.by_rules([*found.cancels, *late, *again.cancels])
         judge.note()
         if found.is_crowded:
@@ -343,6 +348,9 @@ def _starts(batch: Sequence[Routed]) -> tuple[list[admit.Start], list[admit.Skip
     for event in batch:
         if event.id in again:
             starts.append(again[event.id])
+        if admit.is_too_deep(event):
+            skips.append(admit.too_deep(event))
+            continue
         asked = conditions.starts_of(event)
         starts += [admit.Start.of(flow_id, event, default_queue) for flow_id in asked.flow_ids]
         skips += [

@@ -223,7 +223,7 @@ def resume(found: Found) -> set[str]:
     pairs = [pair for pair in found.taken if pair[0].kind == WaitKind.STEP]
     ended = set(_end([(pending.id, routed.id) for pending, routed in pairs], WaitOutcome.EVENT))
     woken = {pending.run_id for pending, _ in pairs if pending.id in ended}
-    queues = wake(woken) if woken else set()
+    queues = wake(woken)
     if pairs:
         failpoints.reach("waits_resumed")
     return queues
@@ -272,6 +272,9 @@ def wake(run_ids: Iterable[uuid.UUID]) -> set[str]:
 
     Their due rows must be locked, in the order of `lock_due`. Returns their queues.
     """
+    runs = list(run_ids)
+    if not runs:
+        return set()
     rows = sql.execute(
         "UPDATE durable_flows_due SET "
         "nudged = (state IN ('running', 'cancelling')), "
@@ -279,7 +282,7 @@ def wake(run_ids: Iterable[uuid.UUID]) -> set[str]:
         "wake_at = CASE WHEN state = 'waiting' THEN %(now)s::timestamptz ELSE wake_at END, "
         "state = CASE WHEN state = 'waiting' THEN 'queued' ELSE state END "
         f"WHERE {sql.among('run_id', 'runs')} RETURNING queue",
-        {"now": clock.now(), "runs": list(run_ids)},
+        {"now": clock.now(), "runs": runs},
     )
     return {row[0] for row in rows}
 

@@ -35,6 +35,7 @@ class Routed:
     mark: int
     target: str
     depth: int
+    sender: uuid.UUID | None
     attempts: int
     row: tuple[Any, ...] = field(repr=False)
 
@@ -42,6 +43,11 @@ class Routed:
     def place(self) -> tuple[datetime, int]:
         """Its place in the order of delivery."""
         return self.deliver_at, self.arrival
+
+    @property
+    def key(self) -> str:
+        """The sender's own id."""
+        return str(self.row[COLUMNS.index("key")])
 
     @cached_property
     def event(self) -> Event:
@@ -85,7 +91,10 @@ def event_id(found: Event) -> uuid.UUID:
     return uuid.UUID(found.public_id)
 
 
-_ROUTED = "e.routed, e.received_at, e.deliver_at, e.arrival, e.mark, e.target, e.depth, e.attempts"
+_ROUTED = (
+    "e.routed, e.received_at, e.deliver_at, e.arrival, e.mark, e.target, e.depth, "
+    "e.sender, e.attempts"
+)
 
 
 #: One unrouted event. In order, or a planner that remembers a burst would scan the table for it.
@@ -212,7 +221,7 @@ def routed_between(name: str, above: int, up_to: int) -> Iterator[list[Routed]]:
 
 
 def _routed(row: Sequence[Any]) -> Routed:
-    routed, received_at, deliver_at, arrival, mark, target, depth, attempts, *rest = row
+    routed, received_at, deliver_at, arrival, mark, target, depth, sender, attempts, *rest = row
     return Routed(
         id=sql.uid(rest[0]),
         name=rest[1],
@@ -223,6 +232,7 @@ def _routed(row: Sequence[Any]) -> Routed:
         mark=mark,
         target=target,
         depth=depth,
+        sender=sender and sql.uid(sender),
         attempts=attempts,
         row=tuple(rest),
     )

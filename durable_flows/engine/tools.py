@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import random
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,8 +11,15 @@ from typing import Any, Literal, TypeVar, overload
 
 from django.utils import timezone
 
-from durable_flows import conf
 from durable_flows.engine import failpoints, notes, signatures
+from durable_flows.engine.arguments import (
+    Invocation,
+    check_flag,
+    check_step_id,
+    encode,
+    policy,
+    refuse_ambiguous_option,
+)
 from durable_flows.engine.history import Claim, Recorded, Waiting
 from durable_flows.engine.journal import Journal
 from durable_flows.errors import (
@@ -27,12 +31,11 @@ from durable_flows.errors import (
     LimitExceeded,
     MissingMatch,
     NestedStep,
-    StepError,
     StepInTransaction,
     Suspend,
-    UnserialisableResult,
 )
-from durable_flows.rules import clock, durations, keys, outcomes, payload
+from durable_flows.registry import Flow
+from durable_flows.rules import clock, durations, keys, outcomes
 from durable_flows.rules.backoff import Retries
 from durable_flows.rules.equalities import Condition
 from durable_flows.rules.events import Event, as_list
@@ -42,9 +45,6 @@ from durable_flows.rules.states import ACTIONS, StepKind, StepState
 
 T = TypeVar("T")
 Since = datetime | Literal["run", "now"] | None
-
-ID_LENGTH = 200
-_RESERVED_ID = re.compile(r"after:.*|.*#\d+", re.DOTALL)
 
 #: What ends a slice and is nobody's failure.
 ENDS_OF_A_SLICE = (
@@ -145,14 +145,13 @@ class Step:
             return lambda decorated: self.run(id, decorated, *args, **options)
         for option, value in (("retries", retries), ("atomic", atomic)):
             if value is not None:
-                _refuse_ambiguous_option(id, fn, option)
-        _check_flag(id, "atomic", atomic)
+                refuse_ambiguous_option(id, fn, option)
+        check_flag(id, "atomic", atomic)
         key = self._enter(id)
         recorded = self._journal.recorded(key)
         if recorded is None:
-            policy = _policy(id, retries, self._retries)
             execute = self._execute_atomically if atomic else self._execute
-            recorded = execute(key, lambda: fn(*args, **kwargs), policy)
+            recorded = execute(key, lambda: fn(*args, **kwargs), policy(id, retries, self._retries))
         return self._answer(recorded)
 
     def sleep(self, id: str, duration: str | float | timedelta) -> None:
@@ -254,6 +253,55 @@ class Step:
         ids: list[str] = self._answer(recorded)
         return ids
 
+    def invoke(
+        self,
+        id: str,
+        flow: Flow | str,
+        data: dict[str, Any] | None = None,
+        *,
+        user: dict[str, Any] | None = None,
+        v: str | None = None,
+        timeout: str | float | timedelta | None = None,
+        key: str | None = None,
+        on_parent_cancel: Literal["cancel", "abandon"] = "cancel",
+    ) -> Any:
+        """Start a run of a flow and wait for its end, holding no worker.
+
+        Args:
+            id: the step's name.
+            flow: the flow, or its id; a run of a flow that nobody knows waits until somebody does.
+            data: what its handler finds in ``event.data``.
+            user: what it finds in ``event.user``.
+            v: what it finds in ``event.v``.
+            timeout: how long to wait; at most 366 days, the default.
+            key: joins the run that ``flow.start`` or another invoke has started with this key.
+            on_parent_cancel: whether the invoked run is cancelled too if this one is while it waits.
+
+        Returns:
+            What the invoked run's handler returned.
+
+        Raises:
+            InvokeError: it failed, was cancelled, or was not started. Recorded, and catchable.
+            InvokeTimeout: it did not end in time; it goes on. Recorded, and catchable.
+            StepError: ``data``, ``user``, ``v`` or ``key`` cannot be stored. Recorded, and catchable.
+            InvalidOption, InvalidDuration: another argument cannot be read.
+        """
+        invocation = Invocation.of(
+            id,
+            flow,
+            data,
+            user=user,
+            v=v,
+            timeout=timeout,
+            key=key,
+            on_parent_cancel=on_parent_cancel,
+        )
+        step_key = self._enter(id)
+        recorded = self._journal.recorded(step_key)
+        if recorded is None:
+            recorded = self._invoke(step_key, invocation)
+        return self._answer(recorded)
+
     @property
     def idempotency_key(self) -> str:
         """Inside a step's function: a key that is the same each time this step of this run is tried.
@@ -281,7 +329,7 @@ class Step:
                 "could be rolled back after it was reported; move the block into a step's function"
             )
         self._journal.check_worker()
-        _check_id(id)
+        check_step_id(id)
         number = self._seen[id] = self._seen.get(id, 0) + 1
         return id if number == 1 else f"{id}#{number}"
 
@@ -293,7 +341,7 @@ class Step:
             with self._within(key):
                 result = call()
             failpoints.reach("step_ran", key)
-            output = _encode(result, key)
+            output = encode(result, key)
         except ENDS_OF_A_SLICE:
             raise
         except BaseException as error:  # sys.exit() in a step is its failure, not the worker's end
@@ -309,7 +357,7 @@ class Step:
             with self._within(key):
                 result = call()
             failpoints.reach("step_ran", key)
-            return _encode(result, key)
+            return encode(result, key)
 
         try:
             return self._journal.record_atomically(key, work, started_at=started_at)
@@ -343,6 +391,14 @@ class Step:
         except InvalidPayload as error:
             return self._journal.record(
                 key, StepKind.SEND, error=outcomes.describe(error, step=key)
+            )
+
+    def _invoke(self, key: str, invocation: Invocation) -> Recorded:
+        try:
+            return self._journal.invoke(key, invocation)
+        except InvalidPayload as error:
+            return self._journal.record(
+                key, StepKind.INVOKE, error=outcomes.describe(error, step=key)
             )
 
     def _sleep(self, id: str, end: Callable[[], datetime]) -> None:
@@ -407,14 +463,7 @@ class Step:
         if recorded.kind in ACTIONS:
             self._looking.acted(recorded.mark)
         if recorded.state == StepState.FAILED:
-            failure = recorded.failure
-            raise StepError(
-                recorded.key,
-                failure["name"],
-                failure["message"],
-                failure["stack"],
-                failure["code"],
-            )
+            raise outcomes.recall(recorded.failure)
         return recorded.value
 
     @contextmanager
@@ -424,53 +473,6 @@ class Step:
             yield
         finally:
             self._inside = ""
-
-
-def _encode(result: Any, key: str) -> str:
-    try:
-        return payload.dumps(result, limits=conf.settings().result_limits)
-    except InvalidPayload as error:
-        raise UnserialisableResult(f"the result of step {key!r}, {error}") from error
-
-
-def _check_id(id: object) -> None:
-    if not isinstance(id, str) or not id.strip() or len(id) > ID_LENGTH or not id.isprintable():
-        raise InvalidOption(
-            f"a step's id is text of 1 to {ID_LENGTH} printable characters, not {id!r}"
-        )
-    if _RESERVED_ID.fullmatch(id):
-        raise InvalidOption(
-            f"step id {id!r}: the engine itself marks repetitions with '#2' and code after a step "
-            "with 'after:'; choose another id"
-        )
-
-
-def _policy(id: str, retries: int | Retries | None, default: Retries) -> Retries:
-    if retries is None:
-        return default
-    try:
-        return Retries.of(retries, default)
-    except InvalidOption as error:
-        raise InvalidOption(f"step {id!r}: {error}") from error
-
-
-def _check_flag(id: str, option: str, value: object) -> None:
-    if value is not None and not isinstance(value, bool):
-        raise InvalidOption(f"step {id!r}: {option}= is True or False, not {value!r}")
-
-
-def _refuse_ambiguous_option(id: str, fn: Callable[..., Any], option: str) -> None:
-    if isinstance(fn, functools.partial) and option in fn.keywords:
-        return
-    try:
-        parameters = inspect.signature(fn).parameters
-    except (TypeError, ValueError):  # a builtin without a signature
-        return
-    if option in parameters:
-        raise TypeError(
-            f"step {id!r}: {option}= is an option of step.run and also a parameter of "
-            f"{getattr(fn, '__qualname__', fn)}; pass the function's own with functools.partial"
-        )
 
 
 def _received_since(since: Since, what: str) -> datetime | None:

@@ -18,6 +18,8 @@ START = "flows/function.invoked"
 CANCEL = "flows/run.cancel"
 RETRY = "flows/run.retry"
 RERUN = "flows/run.rerun"
+INVOKE = "flows/run.invoke"
+ENDED = "flows/run.ended"
 
 NAME_LENGTH = 256
 ID_LENGTH = 255
@@ -84,6 +86,7 @@ class Encoded:
     key: str
     ts: datetime | None
     v: str
+    target: str = ""
 
     @property
     def size(self) -> int:
@@ -158,24 +161,35 @@ def encode_all(events: Sequence[Event], *, limits: payload.Limits) -> list[Encod
 
 def encode_command(
     name: str,
+    target: str,
     data: dict[str, Any],
-    user: dict[str, Any] | None,
     *,
+    user: dict[str, Any] | None = None,
     key: str | None = None,
+    v: str | None = None,
     limits: payload.Limits,
 ) -> Encoded:
     """Check and encode what a command carries; its name is the engine's own.
+
+    Args:
+        name: what is asked.
+        target: the flow's or the run's id.
+        data: what it carries.
+        user: the person concerned.
+        key: the sender's own id.
+        v: version of the shape of ``data``.
+        limits: sizes that the payload may have.
 
     Raises:
         InvalidEvent: with a JSON pointer to the value that is wrong; ``/key`` for the key.
     """
     try:
-        encoded = encode(Event("command", data, user=user, id=key), limits=limits)
+        encoded = encode(Event("command", data, user=user, id=key, v=v), limits=limits)
     except InvalidEvent as error:
         if error.pointer != "/id":
             raise
         raise InvalidEvent(error.problem, pointer="/key") from error
-    return replace(encoded, name=name)
+    return replace(encoded, name=name, target=target)
 
 
 def check_name(name: Any) -> str:

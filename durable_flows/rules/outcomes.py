@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -10,11 +11,13 @@ from typing import Any
 from durable_flows.errors import (
     InvalidDuration,
     InvalidInput,
+    InvokeError,
+    InvokeTimeout,
     NonRetriableError,
     RetryAfterError,
     StepError,
 )
-from durable_flows.rules import backoff
+from durable_flows.rules import backoff, payload
 
 STACK_CHARACTERS = 20_000
 MESSAGE_CHARACTERS = 10_000
@@ -78,6 +81,49 @@ def describe(error: BaseException, *, step: str = "") -> dict[str, Any]:
         "code": _storable(str(code), 255) if isinstance(code, str | int) else "",
         "step": step or _step_behind(error),
     }
+
+
+def describe_child(
+    key: str, *, flow: str, run_id: str, state: str, reason: str, error: str | None
+) -> dict[str, Any]:
+    """What an invoked run has come to that did not complete, as the parent's step records it.
+
+    Args:
+        key: the parent's step.
+        flow: the invoked flow's id.
+        run_id: the invoked run.
+        state: failed, cancelled, skipped or timeout.
+        reason: why.
+        error: JSON text of the error of which it failed.
+    """
+    described = payload.loads(error or "{}")
+    kind = InvokeTimeout if state == "timeout" else InvokeError
+    return kind(
+        key,
+        flow=flow,
+        run_id=run_id,
+        state=state,
+        reason=reason,
+        stack=described.get("stack", ""),
+        code=described.get("code", ""),
+    ).as_dict()
+
+
+def recall(failure: Mapping[str, Any]) -> StepError:
+    """The error that a recorded failure stands for."""
+    if "run" in failure:
+        kind = InvokeTimeout if failure["state"] == "timeout" else InvokeError
+        return kind(
+            failure["step"],
+            flow=failure["flow"],
+            run_id=failure["run"],
+            state=failure["state"],
+            reason=failure["reason"],
+            stack=failure["stack"],
+            code=failure["code"],
+        )
+    fields = (failure[name] for name in ("step", "name", "message", "stack", "code"))
+    return StepError(*fields)
 
 
 def _step_behind(error: BaseException) -> str:

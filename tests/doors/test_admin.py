@@ -16,7 +16,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
-from durable_flows import CancelOn, Fixed, On, Retries, cancel, conf, flow, retry
+from durable_flows import CancelOn, Fixed, On, Retries, cancel, conf, flow, rerun, retry
 from durable_flows.admin import commands, reading, showing
 from durable_flows.admin import reroute as reroute_action
 from durable_flows.engine import claim, route
@@ -506,6 +506,44 @@ def test_a_run_is_done_again(staff):
     drain()
     assert Run.objects.get(origin=run_id).state == "completed"
     assert LogEntry.objects.get().change_message == "Asked for it to be rerun."
+
+
+def test_the_pages_of_parent_child_and_rerun_lead_to_each_other(staff):
+    @flow("child", retries=0)
+    def child():
+        raise ValueError("<b>no</b>")
+
+    @flow("parent", on="parent/called", retries=0)
+    def parent(step):
+        step.invoke("call", child)
+
+    parent_id = started("parent/called")
+    child_id = str(Run.objects.get(flow="child").pk)
+    again_id = rerun(child_id)
+    drain()
+    shown = text_of(staff, page_of(parent_id))
+    assert "Invoked runs" in shown
+    assert shown.count(f'href="{page_of(child_id)}"') == 2  # among the children and the waits
+    assert "&lt;b&gt;no&lt;/b&gt;" in shown
+    assert "<b>no" not in shown
+    shown = text_of(staff, page_of(child_id))
+    assert f'href="{page_of(parent_id)}"' in shown
+    assert "Invoked runs" not in shown
+    shown = text_of(staff, page_of(again_id))
+    assert f'href="{page_of(child_id)}"' in shown
+    assert f'href="{page_of(parent_id)}"' not in shown
+    Run.objects.filter(pk=child_id).delete()
+    assert "no longer kept" in text_of(staff, page_of(again_id))
+
+
+def test_a_run_that_waits_for_a_child_says_for_what(staff):
+    @flow("parent", on="parent/called")
+    def parent(step):
+        step.invoke("call", "nap-of-another", timeout="1h")
+
+    started("parent/called")
+    assert "for nap-of-another until" in text_of(staff, RUNS)
+    assert "resumes call" in text_of(staff, WAITS)
 
 
 def test_only_failed_runs_are_retried(staff):

@@ -14,6 +14,7 @@ from durable_flows import (
     CancelOn,
     Event,
     Fixed,
+    InvokeTimeout,
     NonRetriableError,
     Retries,
     Step,
@@ -42,7 +43,7 @@ REPEATED = {"step_ran": "ask", "before_atomic_commit": "book"}
 ELSEWHERE = {
     *("before_hand_back", "handed_back", "between_pieces"),
     *("before_quarantine", "command_obeyed", "before_give_back", "given_back"),
-    *("tick_taken", "unparked"),
+    *("children_cancelled", "tick_taken", "unparked"),
 }
 
 
@@ -54,7 +55,7 @@ def calls() -> Counter[str]:
 
 @pytest.fixture
 def journey(calls: Counter[str]) -> Any:
-    """A flow that acts, fails once, books, sends, sleeps, waits for a reply and waits in vain."""
+    """A flow that acts, fails once, books, invokes, sends, sleeps, and waits with success and in vain."""
 
     def ask() -> str:
         calls["ask"] += 1
@@ -70,6 +71,12 @@ def journey(calls: Counter[str]) -> Any:
         calls["book"] += 1
         Group.objects.create(name=f"booked {calls['book']}")
 
+    @flow("errand")
+    def errand(event: Event, step: Step) -> Any:
+        if event.data["trip"] == 0:
+            step.sleep("idle", "1h")
+        return event.data["trip"]
+
     @flow(
         "journey",
         on="trip/began",
@@ -81,12 +88,15 @@ def journey(calls: Counter[str]) -> Any:
         first = step.run("ask", ask)
         second = step.run("falter", falter)
         step.run("book", book, atomic=True)
+        called = step.invoke("call", errand, {"trip": event.data["trip"]})
+        with pytest.raises(InvokeTimeout):
+            step.invoke("call in vain", errand, {"trip": 0}, timeout="30m")
         sent = step.send_event("tell", Event("trip/told", {"trip": event.data["trip"]}))
         told = step.wait_for_event("told", event="trip/told", match="data.trip", timeout="1h")
         step.sleep("rest", "1 day")
         nothing = step.wait_for_event("silence", event="trip/never", timeout="1h")
         assert told is not None
-        return [first, second, told.public_id == sent[0], nothing]
+        return [first, second, called, told.public_id == sent[0], nothing]
 
     return handler
 
@@ -100,8 +110,14 @@ def test_a_run_survives_a_worker_that_dies(place: str, journey: Any, calls: Coun
     assert crash.happened, f"the run never came to {place}"
     run = run_of(trip)
     assert run.state == "completed", run
-    assert run.result == ["asked", "done", True, None]
-    assert run.step_keys == ["ask", "falter", "book", "tell", "told", "rest", "silence"]
+    assert run.result == ["asked", "done", 1, True, None]
+    assert run.step_keys == [
+        *("ask", "falter", "book", "call", "call in vain", "tell", "told", "rest", "silence")
+    ]
+    assert Counter(Run.objects.values_list("flow", "state")) == {
+        ("journey", "completed"): 1,
+        ("errand", "completed"): 2,
+    }
     assert StoredEvent.objects.filter(name="trip/told").count() == 1
     assert Group.objects.count() == 1  # the writes of an atomic step, however often it was called
     expected = Counter({"ask": 1, "falter": 2, "book": 1})
@@ -166,6 +182,30 @@ def test_a_command_survives_a_router_that_dies_while_it_carries_it_out(command: 
     )
     assert (rested.state, rested.reason) == ("cancelled", "enough")
     assert not Due.objects.exists()
+
+
+def test_the_children_of_a_cancelled_run_are_cancelled_though_the_router_dies_meanwhile() -> None:
+    @flow("child")
+    def child(step: Step) -> None:
+        step.sleep("rest", "1 day")
+
+    @flow("parent", on="a/b", cancel_on=CancelOn("a/c"))
+    def parent(step: Step) -> None:
+        step.invoke("call", child)
+
+    event = send("a/b")
+    drain()
+    send("a/c")
+    with crash_at("children_cancelled") as crash:
+        drain()
+    assert crash.happened
+    assert run_of(event).state == "started"
+    drain()
+    assert set(Run.objects.values_list("flow", "state")) == {
+        ("parent", "cancelled"),
+        ("child", "cancelled"),
+    }
+    assert StoredEvent.objects.filter(name=events.CANCEL).count() == 1
 
 
 @pytest.mark.parametrize("place", ["before_give_back", "given_back"])

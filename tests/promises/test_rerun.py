@@ -43,7 +43,7 @@ def test_of_starts_with_one_key_only_the_first_starts_a_run(count):
     advance("1h")
     assert Run.objects.count() == 1
     assert run_of(first).result == [1, 1]
-    assert stored() == [events.START]
+    assert stored() == [events.START, events.ENDED]
 
 
 def test_other_keys_other_flows_and_no_key_start_others(count):

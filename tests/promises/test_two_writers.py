@@ -11,14 +11,14 @@ import pytest
 from django.contrib.auth.models import Group
 from django.db import connection, transaction
 
-from durable_flows import CancelOn, Event, cancel, flow, rerun, send
+from durable_flows import CancelOn, Event, InvokeError, cancel, flow, rerun, send
 from durable_flows.engine import execute, leases, ring
 from durable_flows.engine.claim import claim
 from durable_flows.engine.route import route
 from durable_flows.models import Due, Run, Signature, Wait
 from durable_flows.rules.keys import event_key_hash
-from durable_flows.testing import advance, drain, run_of
-from tests.promises.staging import again, listener, now, once_at, played, stored
+from durable_flows.testing import RunView, advance, drain, run_of
+from tests.promises.staging import again, execute_due, listener, now, once_at, played, stored
 
 pytestmark = [pytest.mark.two_writers, pytest.mark.django_db(transaction=True)]
 
@@ -436,3 +436,223 @@ def test_an_atomic_step_holds_up_nobody_while_its_function_runs():
     assert done == ["cancelling"]
     assert Run.objects.get(flow="booking").state == "cancelled"
     assert Group.objects.count() == 1
+
+
+# -- invoked runs ----------------------------------------------------------------------------
+
+
+def family(**options: Any) -> Any:
+    """A flow that invokes another, whose queue is served by nobody but `execute_children`."""
+
+    @flow("child", queue="children")
+    def child():
+        return "done"
+
+    @flow("parent", on="go")
+    def parent(step):
+        try:
+            return step.invoke("call", child, **options)
+        except InvokeError as error:
+            return error.state
+
+    return child
+
+
+def execute_children() -> None:
+    assert execute.drain("children") == 1
+
+
+def begun() -> RunView:
+    """A parent that is admitted, and waits."""
+    [event] = send("go")
+    route()
+    execute_due()
+    return run_of(event)
+
+
+def test_a_child_that_ends_and_is_told_of_while_it_is_being_joined_is_not_missed():
+    child = family(key="k")
+    child.start(key="k")
+    route()
+
+    def end() -> None:
+        execute_children()
+        route()
+
+    with once_at("before_invoke_commit", lambda: Other(end).done()):
+        run = begun()
+    assert again(run).result == "done"
+
+
+def test_a_child_that_ends_after_it_was_joined_and_before_the_parent_looks_is_not_missed():
+    family(key="k").start(key="k")
+    route()
+    with once_at("invoke_registered", lambda: Other(execute_children).done()):
+        run = begun()
+    assert again(run).result == "done"
+    drain()
+    assert Wait.objects.get(kind="child").outcome == "completed"
+
+
+def test_a_child_that_ends_after_the_parent_has_looked_wakes_it():
+    family(key="k").start(key="k")
+    route()
+    with once_at("before_suspend", lambda: Other(execute_children).done(), "parent"):
+        run = begun()
+    assert again(run).activity == "waiting"
+    drain()
+    assert again(run).result == "done"
+
+
+def test_an_end_that_is_told_while_the_parent_suspends_wakes_it_at_once():
+    family()
+
+    def end() -> None:
+        route()
+        execute_children()
+        route()
+
+    with once_at("before_suspend", lambda: Other(end).done(), "parent"):
+        run = begun()
+    execute_due()
+    assert again(run).result == "done"
+
+
+def test_a_start_in_a_transaction_held_open_is_joined_when_that_is_committed():
+    child = family(key="k")
+    with held_open(lambda: child.start(key="k")) as first:
+        send("go")
+        route()
+        parent = Other(execute_due)
+        wait_until_somebody_waits_for_a_lock()
+    parent.done()
+    drain()
+    assert str(Run.objects.get(flow="child").pk) == first
+    assert Run.objects.get(flow="parent").result == '"done"'
+
+
+def test_the_ends_of_parent_and_child_wait_for_nothing_of_each_other():
+    family()
+    first, second = begun(), begun()
+    route()
+
+    def end_children() -> None:
+        with impatient():
+            assert execute.drain("children") == 2
+
+    cancel(first.id)
+    with once_at("before_end_commit", lambda: Other(end_children).done()):
+        route()
+    assert again(first).state == "cancelled"
+
+    def cancel_parent() -> None:
+        with impatient():
+            cancel(third.id)
+            route()
+
+    third = begun()
+    route()
+    with once_at("before_end_commit", lambda: Other(cancel_parent).done()):
+        execute_children()
+    drain()
+    assert [again(run).state for run in (first, second, third)] == [
+        *("cancelled", "completed", "cancelled")
+    ]
+    assert not Due.objects.exists()
+
+
+def test_an_end_that_the_router_and_the_parent_find_at_once_ends_the_wait_once():
+    family(timeout="30m")
+    run = begun()
+    route()
+    execute_children()
+    advance("31m", play=False)
+    with once_at("before_child_settled", lambda: Other(route).done()):
+        execute_due()
+    assert again(run).result == "done"
+    assert Wait.objects.get(kind="child").outcome == "completed"
+
+
+def test_an_end_while_the_parent_gives_up_is_too_late():
+    family(timeout="30m")
+    run = begun()
+    route()
+    advance("31m", play=False)
+
+    def end() -> None:
+        execute_children()
+        route()
+
+    with once_at("before_child_settled", lambda: Other(end).done()):
+        execute_due()
+    drain()
+    assert again(run).result == "timeout"
+    assert Wait.objects.get(kind="child").outcome == "timeout"
+    assert run_of(again(run).children[0]).state == "completed"
+
+
+def test_an_end_in_time_that_is_told_while_the_parent_gives_up_wins():
+    family(timeout="30m")
+    run = begun()
+    route()
+    in_time = now()
+    advance("31m", play=False)
+
+    def end() -> None:
+        execute_children()  # its commit took long
+        Run.objects.filter(flow="child").update(ended_at=in_time)
+        route()
+
+    with once_at("before_child_settled", lambda: Other(end).done()):
+        execute_due()
+    drain()
+    assert again(run).result == "done"
+    assert Wait.objects.get(kind="child").outcome == "completed"
+
+
+def test_a_cancel_while_the_parent_gives_up_ends_it_cancelled_with_its_wait_timed_out():
+    family(timeout="30m")
+    run = begun()
+    advance("31m", play=False)
+
+    def stop() -> None:
+        cancel(run.id)
+        route()
+
+    with once_at("before_child_settled", lambda: Other(stop).done()):
+        execute_due()
+    drain()
+    assert (again(run).state, again(run).step_keys) == ("cancelled", ["call"])
+    assert Wait.objects.get(kind="child").outcome == "timeout"
+
+
+def test_a_cancel_of_the_parent_waits_for_the_invoke_in_hand_and_cancels_that_child():
+    family()
+    [event] = send("go")
+    route()
+    asked: list[Other] = []
+
+    def stop() -> None:
+        Other(lambda: cancel(run_of(event).id)).done()
+        asked.append(Other(route))
+        Other(wait_until_somebody_waits_for_a_lock).done()  # anew: a transaction sees one picture
+
+    with once_at("before_invoke_commit", stop):
+        execute_due()
+    asked[0].done()
+    drain()
+    assert set(Run.objects.values_list("flow", "state")) == {
+        ("parent", "cancelled"),
+        ("child", "cancelled"),
+    }
+
+
+def test_a_zombie_that_invokes_starts_no_child():
+    @flow("parent", on="go")
+    def parent(step):
+        Other(take_over).done()
+        step.invoke("call", "child")
+
+    played()
+    assert not Run.objects.filter(flow="child").exists()
+    assert stored() == ["go"]

@@ -92,10 +92,11 @@ def test_flows_may_listen_to_the_engines_own_events_and_senders_may_not_send_the
 
 
 def test_only_commands_carry_the_reserved_prefix():
-    encoded = encode_command(events.CANCEL, {"reason": "x"}, None, limits=LIMITS)
+    encoded = encode_command(events.CANCEL, "run", {"reason": "x"}, limits=LIMITS)
     assert (encoded.name, encoded.data) == (events.CANCEL, '{"reason":"x"}')
+    assert encoded.target == "run"
     with pytest.raises(InvalidEvent) as caught:
-        encode_command(events.CANCEL, {"reason": math.nan}, None, limits=LIMITS)
+        encode_command(events.CANCEL, "run", {"reason": math.nan}, limits=LIMITS)
     assert caught.value.pointer == "/data/reason"
 
 

@@ -11,6 +11,7 @@ from durable_flows import (
     CancelOn,
     Event,
     Fixed,
+    InvokeTimeout,
     NonRetriableError,
     Retries,
     Run,
@@ -77,6 +78,40 @@ def late(step: Step, run: Run) -> None:
     """Has not come to its end when its time is over."""
     step.run("pack", witness.do, run.id, "pack")
     step.sleep("rest", "1h")
+
+
+@flow("caller", on="trip/called", retries=SOON)
+def caller(event: Event, step: Step) -> list[Any]:
+    """Invokes one who answers, one whom it joins, and one who takes too long."""
+    trip = event.data["trip"]
+    first = step.invoke("call", "called", {"trip": trip, "rest": 0})
+    joined = step.invoke("join", "called", {"trip": -1, "rest": 0}, key="everybody")
+    try:
+        step.invoke("call in vain", "called", {"trip": trip, "rest": 1.5}, timeout=0.3)
+    except InvokeTimeout as error:
+        return [first, joined, error.state]
+    return []
+
+
+@flow("called", retries=SOON)
+def called(event: Event, step: Step, run: Run) -> int:
+    """Answers after a while."""
+    step.run("pack", witness.do, run.id, "pack")
+    step.sleep("rest", event.data["rest"])
+    return int(event.data["trip"])
+
+
+@flow("quitter", on="trip/quit", cancel_on=CancelOn("trip/enough", match="data.trip"))
+def quitter(event: Event, step: Step) -> None:
+    """Is called off by the one whom it invokes, which ends both."""
+    step.invoke("call", "lost", event.data)
+
+
+@flow("lost")
+def lost(event: Event, step: Step) -> None:
+    """Sees to it that whoever waits for it is called off."""
+    step.send_event("enough", Event("trip/enough", event.data))
+    step.sleep("forever", "1h")
 
 
 @flow("broken", on="trip/broken", retries=SOON)

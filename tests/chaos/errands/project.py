@@ -213,16 +213,21 @@ JOURNEY = ("pack", "falter", "ask", "answer", "rest", "silence", "write", "unpac
 def expected_ends(trips: int) -> Counter[tuple[Any, ...]]:
     """How the runs of errands of numbers below ``trips`` end."""
     ends = Counter[tuple[Any, ...]]()
+    ends["called", "completed", "-1"] = 1 if trips else 0  # which all callers have joined
     for trip in range(trips):
         ends["heavy", "completed", "null"] += 1
         ends["journey", "completed", json.dumps(["done", trip, None], separators=(",", ":"))] += 1
         ends["answerer", "completed", "null"] += 1
         ends["crowd", "completed", "true"] += 1
         ends["ringer", "completed", "null"] += 1
+        ends["caller", "completed", f'[{trip},-1,"timeout"]'] += 1
+        ends["called", "completed", str(trip)] += 2
         if trip % 2 == 0:
             ends["broken", "completed", '"mended"'] += 1
             ends["mender", "completed", "null"] += 1
         if trip % 3 == 0:
             ends["doomed", "cancelled", ""] += 1
             ends["late", "cancelled", ""] += 1
+            ends["quitter", "cancelled", ""] += 1
+            ends["lost", "cancelled", ""] += 1
     return ends

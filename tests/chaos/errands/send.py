@@ -25,9 +25,11 @@ def send_errands(trip: int) -> None:
     data: dict[str, Any] = {"trip": trip}
     send("trip/heavy", {**data, "seconds": 1.2 if trip == 0 else trip % 10 / 30})
     send("trip/began", data)
+    send("trip/called", data)
     if trip % 2 == 0:
         send("trip/broken", data)
     if trip % 3 == 0:
+        send("trip/quit", data)
         send("trip/doomed", {**data, "doomed": trip})
         send("trip/called-off", {"doomed": trip})
 

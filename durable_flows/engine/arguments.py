@@ -1,0 +1,146 @@
+"""What handlers say to the tools, checked: ids, options, and what an invocation asks for."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from durable_flows import conf
+from durable_flows.errors import InvalidOption, InvalidPayload, UnserialisableResult
+from durable_flows.registry import Flow, check_id
+from durable_flows.rules import clock, durations, payload
+from durable_flows.rules.backoff import Retries
+from durable_flows.rules.options import longest_wait
+
+ID_LENGTH = 200
+_RESERVED_ID = re.compile(r"after:.*|.*#\d+", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Invocation:
+    """A run that a step asks for.
+
+    Attributes:
+        flow_id: of which flow.
+        data: what its handler finds in ``event.data``.
+        user: what it finds in ``event.user``.
+        v: what it finds in ``event.v``.
+        key: joins the run that this key has started, if it has.
+        expires_at: when the caller stops to wait.
+        cascade: whether the run is cancelled if the caller is.
+    """
+
+    flow_id: str
+    data: dict[str, Any]
+    user: dict[str, Any] | None
+    v: str | None
+    key: str | None
+    expires_at: datetime
+    cascade: bool
+
+    @classmethod
+    def of(
+        cls,
+        id: str,
+        flow: object,
+        data: dict[str, Any] | None,
+        *,
+        user: dict[str, Any] | None,
+        v: str | None,
+        timeout: str | float | timedelta | None,
+        key: str | None,
+        on_parent_cancel: str,
+    ) -> Invocation:
+        """What `Step.invoke` of this id was told.
+
+        Raises:
+            InvalidOption, InvalidDuration: it cannot be understood.
+        """
+        what = f"step.invoke({id!r})"
+        if on_parent_cancel not in ("cancel", "abandon"):
+            raise InvalidOption(
+                f"{what}: on_parent_cancel= is 'cancel' or 'abandon', not {on_parent_cancel!r}"
+            )
+        longest = durations.LONGEST if timeout is None else timeout
+        return cls(
+            flow_id=_flow_id(flow, what),
+            data={} if data is None else data,
+            user=user,
+            v=v,
+            key=key,
+            expires_at=clock.now() + longest_wait(longest, what=f"{what}, timeout="),
+            cascade=on_parent_cancel == "cancel",
+        )
+
+
+def _flow_id(flow: object, what: str) -> str:
+    if isinstance(flow, Flow):
+        return flow.id
+    if not isinstance(flow, str):
+        raise InvalidOption(f"{what} takes a flow or the id of one, not {flow!r}")
+    try:
+        check_id(flow)
+    except InvalidOption as error:
+        raise InvalidOption(f"{what}: {error}") from error
+    return flow
+
+
+def encode(result: Any, key: str) -> str:
+    """A step's result as JSON text.
+
+    Raises:
+        UnserialisableResult: it has none, or one that is too long.
+    """
+    try:
+        return payload.dumps(result, limits=conf.settings().result_limits)
+    except InvalidPayload as error:
+        raise UnserialisableResult(f"the result of step {key!r}, {error}") from error
+
+
+def check_step_id(id: object) -> None:
+    """Raise `InvalidOption` unless this can be a step's id."""
+    if not isinstance(id, str) or not id.strip() or len(id) > ID_LENGTH or not id.isprintable():
+        raise InvalidOption(
+            f"a step's id is text of 1 to {ID_LENGTH} printable characters, not {id!r}"
+        )
+    if _RESERVED_ID.fullmatch(id):
+        raise InvalidOption(
+            f"step id {id!r}: the engine itself marks repetitions with '#2' and code after a step "
+            "with 'after:'; choose another id"
+        )
+
+
+def policy(id: str, retries: int | Retries | None, default: Retries) -> Retries:
+    """The retries of a step. Raises `InvalidOption`."""
+    if retries is None:
+        return default
+    try:
+        return Retries.of(retries, default)
+    except InvalidOption as error:
+        raise InvalidOption(f"step {id!r}: {error}") from error
+
+
+def check_flag(id: str, option: str, value: object) -> None:
+    """Raise `InvalidOption` unless an option that is on or off is that, or not given."""
+    if value is not None and not isinstance(value, bool):
+        raise InvalidOption(f"step {id!r}: {option}= is True or False, not {value!r}")
+
+
+def refuse_ambiguous_option(id: str, fn: Callable[..., Any], option: str) -> None:
+    """Raise TypeError if an option of `Step.run` is a parameter of its function as well."""
+    if isinstance(fn, functools.partial) and option in fn.keywords:
+        return
+    try:
+        parameters = inspect.signature(fn).parameters
+    except (TypeError, ValueError):  # a builtin without a signature
+        return
+    if option in parameters:
+        raise TypeError(
+            f"step {id!r}: {option}= is an option of step.run and also a parameter of "
+            f"{getattr(fn, '__qualname__', fn)}; pass the function's own with functools.partial"
+        )
