@@ -75,8 +75,8 @@ class Stopping:
         self._byte[0] = 1
 
     def clear(self) -> None:
-        """Go on."""
-        self._byte[0] = 0
+        """Go on: this process, and those that it forks from now on."""
+        self._byte = mmap.mmap(-1, 1)
 
     def is_set(self) -> bool:
         """Whether to stop."""
@@ -116,9 +116,6 @@ class HandedBack:
 
 
 Outcome = Ending | Sleeping | Lost | Unknown | HandedBack
-
-#: After these the run goes on: a handler that catches one does what was not meant to be done yet.
-_NOT_THE_END = (Suspend, HandBack)
 
 
 def drain(queue: str, *, seconds: float | None = None) -> int:
@@ -267,9 +264,9 @@ def _replay(flow: Flow, claimed: Claim, journal: Journal) -> Outcome:
     try:
         _hold_off(journal)
         result = flow.handler(**arguments)
-        if isinstance(journal.stopped, _NOT_THE_END):
+        if isinstance(journal.stopped, Suspend):
             raise SuspendSwallowed(_swallowed(flow))
-        journal.check()
+        journal.check()  # of the other signals none is lost: the slice ends as it says
         return _completed(claimed, result)
     except Suspend:
         assert journal.wake_at is not None
@@ -279,9 +276,9 @@ def _replay(flow: Flow, claimed: Claim, journal: Journal) -> Outcome:
     except (
         BaseException
     ) as error:  # sys.exit() in a handler is its failure, and not the worker's end
-        if isinstance(journal.stopped, _NOT_THE_END) and not isinstance(error, SuspendSwallowed):
+        if isinstance(journal.stopped, Suspend) and not isinstance(error, SuspendSwallowed):
             error = SuspendSwallowed(_swallowed(flow))
-        elif journal.stopped is not None and not isinstance(journal.stopped, _NOT_THE_END):
+        elif journal.stopped is not None and not isinstance(journal.stopped, Suspend):
             raise journal.stopped from error
         return _failed(flow, claimed, journal, error)
 

@@ -1,15 +1,17 @@
 """How the engine speaks to its database: one function for hot statements, and what differs by vendor.
 
 On PostgreSQL a statement goes through psycopg's own cursor on Django's connection, so that it can be
-prepared (Django's cursor cannot); on SQLite through Django's. Statements are written for PostgreSQL,
-with named parameters, ``%(name)s``; casts and row locks are dropped for SQLite. Lists become arrays,
-or JSON for ``json_each``; see `among`, `table` and `insert`.
+prepared (Django's cursor cannot): to plan it takes as long as to run it. On SQLite it goes through
+Django's. Statements are written for PostgreSQL, with named parameters, ``%(name)s``; casts and row
+locks are dropped for SQLite. Lists become arrays, or JSON for ``json_each``; see `among`, `table` and
+`insert`.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -27,6 +29,7 @@ Row = tuple[Any, ...]
 #: Called with every statement before it is sent; for tests that count or order statements.
 observers: list[Callable[[str], None]] = []
 
+PLAN_SECONDS = 10.0  # real seconds for which the plan of a statement on many rows is kept
 PREPARE_AFTER = 2  # executions before psycopg prepares a statement
 _ONLY_POSTGRES = re.compile(r"::[a-z]+(\[\])?|FOR (SHARE|UPDATE)( OF \w+)?( SKIP LOCKED)?")
 LOCK_TIMEOUT = "3s"
@@ -89,8 +92,9 @@ def execute(
     Args:
         sql: the statement.
         params: its named parameters.
-        prepare: keep its plan on the server. For statements that touch single rows by primary key:
-            a plan for many rows that was made for small tables is a bad one for large tables.
+        prepare: keep its plan for good. For statements that touch single rows by primary key; those
+            of others are made anew every `PLAN_SECONDS`: a plan that was made for small tables is a
+            bad one for large tables.
         wrapper: what `connection` returned to this thread, where it is at hand.
     """
     if wrapper is None:
@@ -117,11 +121,16 @@ def _execute_postgres(
     if cursor is None:
         cursor = raw.durable_flows_cursor = _cursor(raw)
     try:
-        cursor.execute(sql, params, prepare=None if prepare else False)
+        cursor.execute(sql if prepare else _for_a_while(sql), params)
         return cursor.fetchall() if cursor.pgresult.nfields else []
     except Exception:
         with wrapper.wrap_database_errors:  # makes it Django's, and marks the connection
             raise
+
+
+def _for_a_while(sql: str) -> str:
+    """The statement under another name every `PLAN_SECONDS`: whoever prepares it plans it anew then."""
+    return f"{sql} /* {time.monotonic() // PLAN_SECONDS:.0f} */"
 
 
 def _cursor(raw: Any) -> Any:

@@ -10,8 +10,9 @@ import pytest
 from django.db import connection
 
 from durable_flows import Step, flow
-from durable_flows.engine import clocksync, execute, ring
+from durable_flows.engine import clocksync, execute, ring, sql, stored
 from durable_flows.engine.route import route
+from durable_flows.rules import clock
 from durable_flows.testing import advance, drain, run_of, send
 from tests.wire import Wire, traced
 
@@ -92,3 +93,25 @@ def test_a_replay_costs_the_same_statements_however_much_is_recorded() -> None:
     told_at_replay(1)
     few, many = told_at_replay(3), told_at_replay(30)
     assert many == few
+
+
+@pytest.mark.two_writers
+def test_plans_of_statements_on_many_rows_are_kept_for_a_while_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def kept() -> int:
+        for _ in range(sql.PREPARE_AFTER + 1):
+            stored.any_unrouted(clock.now())
+        rows = sql.execute(
+            "SELECT count(*) FROM pg_prepared_statements WHERE statement LIKE %(text)s",
+            {"text": "SELECT true FROM durable_flows_event%"},
+        )
+        return int(rows[0][0])
+
+    connection.close()
+    assert kept() == 1
+    monkeypatch.setattr(sql, "PLAN_SECONDS", 1e6)  # another period
+    assert kept() == 2
+    connection.close()
+    monkeypatch.setattr(sql, "PLAN_SECONDS", 1e-9)  # each execution is in one of its own
+    assert kept() == 0
