@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import mmap
 import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -18,7 +16,6 @@ from durable_flows.engine import (
     children,
     clocksync,
     deadlines,
-    deployments,
     failpoints,
     finish,
     ingest,
@@ -34,6 +31,15 @@ from durable_flows.engine.finish import Ending
 from durable_flows.engine.history import Claim, History, histories
 from durable_flows.engine.journal import Journal
 from durable_flows.engine.persist import until_answered
+from durable_flows.engine.suspend import (
+    HandedBack,
+    Lost,
+    Outcome,
+    Sleeping,
+    Unknown,
+    cancelled,
+    put_away,
+)
 from durable_flows.engine.tools import ENDS_OF_A_SLICE, Run, Step
 from durable_flows.errors import (
     CancelAsked,
@@ -49,12 +55,8 @@ from durable_flows.registry import Flow, registry
 from durable_flows.rules import clock, outcomes, payload, poison
 from durable_flows.rules.states import DueState, RunState
 
-logger = logging.getLogger(__name__)
-
-SOON = 1.0  # real seconds after which others may claim a run whose flow this process does not know
 SPREAD = 1.0  # real seconds between two calls for one more worker by one that is at work
 QUICK = timedelta(minutes=1)  # a flow that sends its own trigger once an hour lives
-
 STALE = 0.1  # real seconds after which a claim that has not begun is looked at again
 
 
@@ -91,31 +93,6 @@ class Stopping:
 
 
 stopping = Stopping()
-
-
-@dataclass(frozen=True, slots=True)
-class Sleeping:
-    """The slice is over; the run goes on at ``until``, or when it is woken."""
-
-    until: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """The run was taken over: nothing more is written."""
-
-
-@dataclass(frozen=True, slots=True)
-class Unknown:
-    """No flow of this id is known here: somebody else must execute it."""
-
-
-@dataclass(frozen=True, slots=True)
-class HandedBack:
-    """This worker is to stop: another one goes on with the run at once."""
-
-
-Outcome = Ending | Sleeping | Lost | Unknown | HandedBack
 
 
 def drain(queue: str, *, seconds: float | None = None) -> int:
@@ -178,7 +155,7 @@ def _execute_one(batch: Batch, claimed: Claim, history: History) -> None:
         if batch.age > STALE and not _still_wanted(claimed):
             return
         outcome = execute(claimed, history)
-        _put_away(claimed, outcome)
+        put_away(claimed, outcome)
     except BaseException:  # what could not be put away is taken over when its lease ends
         leases.release(claimed.run_id, claimed.lease)
         raise
@@ -191,12 +168,12 @@ def _execute_one(batch: Batch, claimed: Claim, history: History) -> None:
 def execute(claimed: Claim, history: History) -> Outcome:
     """One slice of a run: replay its handler until it suspends or ends."""
     if claimed.cancelling:
-        return _cancelled(claimed)
+        return cancelled(claimed)
     flow = registry.find(claimed.flow_id)
     if flow is None:
         return Unknown()
     if missed := _missed_deadline(claimed, flow):
-        return _cancelled(claimed, missed)
+        return cancelled(claimed, missed)
     if claimed.is_suspect and (deaths := _deaths(claimed, history)) >= _most_deaths():
         return _poisonous(claimed, history, deaths)
     sender = ingest.Sender(run_id=claimed.run_id, depth=_depth(claimed))
@@ -218,7 +195,7 @@ def execute(claimed: Claim, history: History) -> Outcome:
     except HandBack:
         return HandedBack()
     except CancelAsked:
-        return _cancelled(claimed)
+        return cancelled(claimed)
 
 
 def _depth(claimed: Claim) -> int:
@@ -325,122 +302,12 @@ def _between(journal: Journal) -> str:
     return f"after:{journal.last_key}"
 
 
-def _cancelled(claimed: Claim, reason: str = "") -> Ending:
-    return Ending(
-        run_id=claimed.run_id, lease=claimed.lease, state=RunState.CANCELLED, reason=reason
-    )
-
-
 def _swallowed(flow: Flow) -> str:
     return (
         f"the handler of flow {flow.id!r} ({flow.place}) caught the signal that suspends it and went "
         "on; it is a BaseException: write `except Exception:`, not `except:` or "
         "`except BaseException:`, around steps"
     )
-
-
-# -- putting a run away --------------------------------------------------------------------------
-
-
-def _put_away(claimed: Claim, outcome: Outcome) -> None:
-    """Write what became of the slice, and again if there was no answer; ends are left to the batch."""
-    until_answered(
-        lambda again: _write_outcome(claimed, outcome),
-        seconds=lambda: leases.left(claimed.run_id, claimed.lease),
-    )
-
-
-def _write_outcome(claimed: Claim, outcome: Outcome) -> None:
-    if isinstance(outcome, Sleeping):
-        _suspend(claimed, outcome.until)
-    elif isinstance(outcome, HandedBack):
-        _hand_back(claimed)
-    elif isinstance(outcome, Unknown):
-        if claimed.flow_id in deployments.known_flows():
-            _leave_to_others(claimed)
-        else:
-            _park(claimed)
-
-
-def _suspend(claimed: Claim, until: datetime) -> None:
-    """Let go of the run; at once due again if it was woken while it ran."""
-    failpoints.reach("before_suspend", claimed.flow_id)
-    rows = sql.execute(
-        "UPDATE durable_flows_due SET "
-        "state = CASE WHEN nudged THEN 'queued' ELSE 'waiting' END, "
-        "wake_at = CASE WHEN nudged THEN %(now)s::timestamptz ELSE %(until)s::timestamptz END, "
-        "due_since = CASE WHEN nudged THEN %(now)s::timestamptz ELSE %(until)s::timestamptz END, "
-        "nudged = false, claims = 0 "
-        "WHERE run_id = %(run)s AND lease = %(lease)s AND state = 'running' RETURNING wake_at",
-        {
-            "now": clock.now(),
-            "until": until,
-            "run": claimed.run_id,
-            "lease": claimed.lease,
-        },
-    )
-    failpoints.reach("suspended", claimed.flow_id)
-    if rows:
-        ring.drain_at(claimed.queue, sql.moment(rows[0][0]))
-    else:
-        _see_why_not(claimed)
-
-
-def _hand_back(claimed: Claim) -> None:
-    """Let another worker go on at once; this claim has ended, and is not counted."""
-    failpoints.reach("before_hand_back", claimed.flow_id)
-    rows = sql.execute(
-        "UPDATE durable_flows_due SET state = 'queued', wake_at = %(now)s::timestamptz, "
-        "due_since = %(now)s::timestamptz, nudged = false, claims = claims - 1 "
-        "WHERE run_id = %(run)s AND lease = %(lease)s AND state = 'running' RETURNING wake_at",
-        {"now": clock.now(), "run": claimed.run_id, "lease": claimed.lease},
-    )
-    failpoints.reach("handed_back", claimed.flow_id)
-    if rows:
-        ring.drain(claimed.queue)
-    else:
-        _see_why_not(claimed)
-
-
-def _see_why_not(claimed: Claim) -> None:
-    """The run was not running any more: taken over, put away by a try that got no answer, or cancelled."""
-    rows = sql.execute(
-        "SELECT state, wake_at FROM durable_flows_due WHERE run_id = %(run)s AND lease = %(lease)s",
-        {"run": claimed.run_id, "lease": claimed.lease},
-    )
-    for state, wake_at in rows:
-        if state == DueState.CANCELLING:
-            finish.end([_cancelled(claimed)])
-        elif wake_at is not None:
-            ring.drain_at(claimed.queue, sql.moment(wake_at))
-
-
-def _leave_to_others(claimed: Claim) -> None:
-    """Some other worker knows this flow: let it claim the run, in a moment; this claim was none."""
-    soon = clock.now() + clock.real(SOON)
-    rows = sql.execute(
-        "UPDATE durable_flows_due SET state = 'queued', wake_at = %(soon)s, claims = claims - 1 "
-        "WHERE run_id = %(run)s AND lease = %(lease)s AND state = 'running' RETURNING run_id",
-        {"soon": soon, "run": claimed.run_id, "lease": claimed.lease},
-    )
-    if rows:
-        ring.drain_at(claimed.queue, soon)
-    else:
-        _see_why_not(claimed)
-
-
-def _park(claimed: Claim) -> None:
-    logger.warning(
-        "run %s is parked: no worker that is alive knows a flow %r",
-        *(claimed.run_id, claimed.flow_id),
-    )
-    rows = sql.execute(
-        "UPDATE durable_flows_due SET state = 'parked', wake_at = NULL, claims = 0 "
-        "WHERE run_id = %(run)s AND lease = %(lease)s AND state = 'running' RETURNING run_id",
-        {"run": claimed.run_id, "lease": claimed.lease},
-    )
-    if not rows:
-        _see_why_not(claimed)
 
 
 def _still_wanted(claimed: Claim) -> bool:
@@ -452,6 +319,6 @@ def _still_wanted(claimed: Claim) -> bool:
     if rows and rows[0][0] == DueState.RUNNING:
         return True
     if rows:
-        finish.end([_cancelled(claimed)])
+        finish.end([cancelled(claimed)])
     leases.release(claimed.run_id, claimed.lease)
     return False

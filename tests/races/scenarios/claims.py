@@ -11,8 +11,8 @@ from uuid import UUID
 from durable_flows import Step, flow
 from durable_flows.engine import deployments, floors, notes, ring
 from durable_flows.engine.claim import claim
-from durable_flows.engine.execute import _park
 from durable_flows.engine.route import route
+from durable_flows.engine.suspend import _park
 from durable_flows.engine.tick import tick, unpark_known
 from durable_flows.models import Deployment, Run, RunWarning
 from durable_flows.testing import send

@@ -12,7 +12,7 @@ from django.contrib.auth.models import Group
 
 from durable_flows import Event, Step, flow
 from durable_flows import models as tables
-from durable_flows.engine import execute
+from durable_flows.engine import suspend
 from durable_flows.engine.batch import Batch
 from durable_flows.engine.history import Claim
 from durable_flows.models import Run
@@ -184,19 +184,19 @@ def steal_against_sleep() -> Scenario:
 
 
 def steal_against_suspend() -> Scenario:
-    return _putting_away(lambda run: execute._suspend(run, clock.now() + timedelta(hours=1)))
+    return _putting_away(lambda run: suspend._suspend(run, clock.now() + timedelta(hours=1)))
 
 
 def steal_against_parking() -> Scenario:
-    return _putting_away(execute._park)
+    return _putting_away(suspend._park)
 
 
 def steal_against_leaving_to_others() -> Scenario:
-    return _putting_away(execute._leave_to_others)
+    return _putting_away(suspend._leave_to_others)
 
 
 def steal_against_hand_back() -> Scenario:
-    return _putting_away(execute._hand_back)
+    return _putting_away(suspend._hand_back)
 
 
 def steal_against_give_back() -> Scenario:

@@ -1,0 +1,155 @@
+"""Puts a run away once its slice is over: asleep, handed back, left to others, or parked.
+
+Every write is conditional on the lease of the slice, and done again if there was no answer. Ends are
+written with those of the neighbours, by `batch`.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from datetime import datetime
+
+from durable_flows.engine import deployments, failpoints, finish, leases, ring, sql
+from durable_flows.engine.finish import Ending
+from durable_flows.engine.history import Claim
+from durable_flows.engine.persist import until_answered
+from durable_flows.rules import clock
+from durable_flows.rules.states import DueState, RunState
+
+logger = logging.getLogger(__name__)
+
+SOON = 1.0  # real seconds after which others may claim a run whose flow this process does not know
+
+
+@dataclass(frozen=True, slots=True)
+class Sleeping:
+    """The slice is over; the run goes on at ``until``, or when it is woken."""
+
+    until: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The run was taken over: nothing more is written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """No flow of this id is known here: somebody else must execute it."""
+
+
+@dataclass(frozen=True, slots=True)
+class HandedBack:
+    """This worker is to stop: another one goes on with the run at once."""
+
+
+Outcome = Ending | Sleeping | Lost | Unknown | HandedBack
+
+
+def cancelled(claimed: Claim, reason: str = "") -> Ending:
+    """The end of a run that was asked to stop."""
+    return Ending(
+        run_id=claimed.run_id, lease=claimed.lease, state=RunState.CANCELLED, reason=reason
+    )
+
+
+def put_away(claimed: Claim, outcome: Outcome) -> None:
+    """Write what became of the slice, and again if there was no answer; ends are left to the batch."""
+    until_answered(
+        lambda again: _write_outcome(claimed, outcome),
+        seconds=lambda: leases.left(claimed.run_id, claimed.lease),
+    )
+
+
+def _write_outcome(claimed: Claim, outcome: Outcome) -> None:
+    if isinstance(outcome, Sleeping):
+        _suspend(claimed, outcome.until)
+    elif isinstance(outcome, HandedBack):
+        _hand_back(claimed)
+    elif isinstance(outcome, Unknown):
+        if claimed.flow_id in deployments.known_flows():
+            _leave_to_others(claimed)
+        else:
+            _park(claimed)
+
+
+def _suspend(claimed: Claim, until: datetime) -> None:
+    """Let go of the run; at once due again if it was woken while it ran."""
+    failpoints.reach("before_suspend", claimed.flow_id)
+    rows = sql.execute(
+        "UPDATE durable_flows_due SET "
+        "state = CASE WHEN nudged THEN 'queued' ELSE 'waiting' END, "
+        "wake_at = CASE WHEN nudged THEN %(now)s::timestamptz ELSE %(until)s::timestamptz END, "
+        "due_since = CASE WHEN nudged THEN %(now)s::timestamptz ELSE %(until)s::timestamptz END, "
+        "nudged = false, claims = 0 "
+        "WHERE run_id = %(run)s AND lease = %(lease)s AND state = 'running' RETURNING wake_at",
+        {
+            "now": clock.now(),
+            "until": until,
+            "run": claimed.run_id,
+            "lease": claimed.lease,
+        },
+    )
+    failpoints.reach("suspended", claimed.flow_id)
+    if rows:
+        ring.drain_at(claimed.queue, sql.moment(rows[0][0]))
+    else:
+        _see_why_not(claimed)
+
+
+def _hand_back(claimed: Claim) -> None:
+    """Let another worker go on at once; this claim has ended, and is not counted."""
+    failpoints.reach("before_hand_back", claimed.flow_id)
+    rows = sql.execute(
+        "UPDATE durable_flows_due SET state = 'queued', wake_at = %(now)s::timestamptz, "
+        "due_since = %(now)s::timestamptz, nudged = false, claims = claims - 1 "
+        "WHERE run_id = %(run)s AND lease = %(lease)s AND state = 'running' RETURNING wake_at",
+        {"now": clock.now(), "run": claimed.run_id, "lease": claimed.lease},
+    )
+    failpoints.reach("handed_back", claimed.flow_id)
+    if rows:
+        ring.drain(claimed.queue)
+    else:
+        _see_why_not(claimed)
+
+
+def _see_why_not(claimed: Claim) -> None:
+    """The run was not running any more: taken over, put away by a try that got no answer, or cancelled."""
+    rows = sql.execute(
+        "SELECT state, wake_at FROM durable_flows_due WHERE run_id = %(run)s AND lease = %(lease)s",
+        {"run": claimed.run_id, "lease": claimed.lease},
+    )
+    for state, wake_at in rows:
+        if state == DueState.CANCELLING:
+            finish.end([cancelled(claimed)])
+        elif wake_at is not None:
+            ring.drain_at(claimed.queue, sql.moment(wake_at))
+
+
+def _leave_to_others(claimed: Claim) -> None:
+    """Some other worker knows this flow: let it claim the run, in a moment; this claim was none."""
+    soon = clock.now() + clock.real(SOON)
+    rows = sql.execute(
+        "UPDATE durable_flows_due SET state = 'queued', wake_at = %(soon)s, claims = claims - 1 "
+        "WHERE run_id = %(run)s AND lease = %(lease)s AND state = 'running' RETURNING run_id",
+        {"soon": soon, "run": claimed.run_id, "lease": claimed.lease},
+    )
+    if rows:
+        ring.drain_at(claimed.queue, soon)
+    else:
+        _see_why_not(claimed)
+
+
+def _park(claimed: Claim) -> None:
+    logger.warning(
+        "run %s is parked: no worker that is alive knows a flow %r",
+        *(claimed.run_id, claimed.flow_id),
+    )
+    rows = sql.execute(
+        "UPDATE durable_flows_due SET state = 'parked', wake_at = NULL, claims = 0 "
+        "WHERE run_id = %(run)s AND lease = %(lease)s AND state = 'running' RETURNING run_id",
+        {"run": claimed.run_id, "lease": claimed.lease},
+    )
+    if not rows:
+        _see_why_not(claimed)
