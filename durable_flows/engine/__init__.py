@@ -1,12 +1,12 @@
 """The engine: one file a verb.
 
-    send · start · cancel · retry
+    send · start · invoke · cancel · retry · rerun
       │ ingest: validate, dedupe, INSERT events (in the caller's transaction, and nothing else)
       ▼ on commit: ring
     events ── route (bulk): who starts? who resumes? who is cancelled?
       │
       ├─► admit: runs, due rows, cancel waits
-      └─► settle: waits resolved, runs woken; cancel: runs told to stop
+      └─► settle, children: waits resolved, runs woken; cancel: runs told to stop
                                               │ ring
     due ── claim: due runs ► execute: replay the handler ► journal each step ► suspend, or finish
       ▲                                                                          │

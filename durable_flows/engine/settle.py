@@ -1,4 +1,4 @@
-"""Ends waits: the only file that does, but for the ends of their runs.
+"""Ends waits for events; `children` ends those for invoked runs, and `finish` those of runs that end.
 
 Both sides commit first and look second. A slice commits its wait and then looks back at the events
 that are already routed; a router numbers committed events in one transaction and offers them to the
