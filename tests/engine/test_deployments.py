@@ -69,6 +69,12 @@ def made(flow_id: str, *on: str, handler: Callable[..., Any] = lambda: "done") -
         return flow(flow_id, on=on)(handler)
 
 
+@pytest.fixture(autouse=True)
+def nobody_else_is_there(db: None) -> None:
+    """A command that publishes from a thread of its own commits, also in a test that is rolled back."""
+    Deployment.objects.all().delete()
+
+
 @pytest.fixture
 def old() -> Version:
     return Version(made("stays", "a/b"))
