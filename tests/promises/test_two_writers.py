@@ -320,10 +320,10 @@ def test_an_event_that_is_committed_in_the_moment_of_the_timeout_ends_the_wait_a
     """Sent before the timeout, in a transaction that commits after the slice's last look."""
     waiter()
     run = played()
-    advance("59m", play=False)
+    advance("3570s", play=False)
     with ExitStack() as stack:
         (event_id,) = stack.enter_context(held_open(lambda: send("replied")))
-        advance("2m", play=False)
+        advance("45s", play=False)
 
         def commit_and_route() -> None:
             stack.close()
