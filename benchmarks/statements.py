@@ -20,7 +20,7 @@ from tests.wire import Wire, traced
 def ready(conninfo: str, quick: bool) -> Iterator[Pair]:
     with alone():
         _run(10)
-        yield Pair(ours=lambda: _per_step(10 if quick else 100), reference=lambda: [1, 1])
+        yield Pair(ours=lambda: _per_step(100), reference=lambda: [1, 1])
 
 
 def _per_step(steps: int) -> list[float]:

@@ -183,8 +183,9 @@ def test_a_recorded_step_is_one_statement_and_one_commit(
     tiny: subprocess.CompletedProcess[str],
 ) -> None:
     rows = {row["name"]: row for row in json.loads(tiny.stdout)}
-    assert rows["statements"]["ours"] == 1
-    assert rows["commits"]["ours"] == 1
+    # A slow machine adds one look at a claim that had to wait; a step adds a hundred.
+    assert rows["statements"]["ours"] == pytest.approx(1, abs=0.05)
+    assert rows["commits"]["ours"] == pytest.approx(1, abs=0.05)
 
 
 @pytest.mark.processes
