@@ -148,13 +148,13 @@ class Explorer:
     ) -> Exploration:
         """Try ``count`` different orders: one after the other, each coming first, then by chance."""
         found = Exploration()
-        chance = random.Random(seed)
+        fair = _Fair(random.Random(seed), len(self._scenario.actors))
         tried: set[tuple[int, ...]] = set()
         with self._scenario.meanwhile(), self._without_protection():
             for first in range(len(self._scenario.actors)):
-                self._play(partial(_one_after_the_other, first), found, tried)
+                fair.learn(self._play(partial(_one_after_the_other, first), found, tried))
             for _ in range(3 * count):
-                self._play(lambda open_, _: chance.choice(list(open_)), found, tried)
+                fair.learn(self._play(fair.choose, found, tried))
                 if found.schedules >= count or (until is not None and until(found)):
                     break
         return found
@@ -242,6 +242,28 @@ class Explorer:
         with self._twin.patch():
             yield
         assert self._broken or self._twin.rewrite is None, f"nothing to break: {self._twin.without}"
+
+
+class _Fair:
+    """Chooses by chance, so that all merges are about as likely: who has more steps left, more often."""
+
+    def __init__(self, chance: random.Random, actors: int) -> None:
+        self._chance = chance
+        self._most = [1] * actors
+        self._left = list(self._most)
+
+    def learn(self, performance: Performance) -> None:
+        """How many steps an actor may take."""
+        for one, most in enumerate(self._most):
+            self._most[one] = max(most, performance.schedule.count(one))
+        self._left = list(self._most)
+
+    def choose(self, open_: Mapping[int, Step], _: Choice | None) -> int:
+        """Who takes the next step."""
+        weights = [max(1, self._left[one]) for one in open_]
+        (taken,) = self._chance.choices(list(open_), weights)
+        self._left[taken] -= 1
+        return taken
 
 
 def _one_after_the_other(first: int, open_: Mapping[int, Step], _: Choice | None) -> int:

@@ -84,7 +84,6 @@ def ends_against_cancels_against_heartbeat() -> Scenario:
         actors=[("worker", end), ("router", routing), ("heartbeat", lambda _: leases.renew())],
         holds=holds,
         outcomes=frozenset({"completed", "cancelled"}),
-        sampled=1_500,
         twins=[
             Twin(
                 without="one order of locking in the router",

@@ -76,6 +76,7 @@ def router_against_router() -> Scenario:
         stage=lambda: [UUID(send("a/b")) for _ in range(2)],
         actors=[("one", routing), ("other", routing)],
         holds=holds,
+        sampled=600,
         twins=[NO_ROUTER_LOCK],
     )
 
