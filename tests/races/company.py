@@ -39,7 +39,11 @@ _here = threading.local()
 
 @contextmanager
 def unseen() -> Iterator[None]:
-    """Inside the block this actor takes its steps without being asked for: a prologue."""
+    """Inside the block this actor takes its steps without being asked for.
+
+    For a prologue, before its first step: what is unseen later is not reckoned with when all orders are
+    tried.
+    """
     _here.unseen = True
     try:
         yield
@@ -56,6 +60,7 @@ class _Cursor(psycopg.Cursor[Any]):
 
     def execute(self, query: Any, params: Any = None, **options: Any) -> Any:
         send = super().execute
+        options["prepare"] = True  # the same is sent thousands of times
         return self.connection.actor.send(  # type: ignore[attr-defined]
             query, lambda text: send(text, params, **options)
         )

@@ -18,6 +18,7 @@ pytestmark = [pytest.mark.two_writers, pytest.mark.races]
 THOROUGH = os.environ.get("DURABLE_FLOWS_RACES") == "all"
 FEW = 15  # orders where there is no time for more
 ENOUGH = 40  # orders after which a twin that was caught is believed
+MOST = 1_500  # orders after which a twin is given up
 SEED = 20261121
 
 Tell = Callable[[str, object], None]
@@ -59,11 +60,14 @@ def test_without_its_protection_some_order_breaks_it(
     def is_caught(found: Exploration) -> bool:
         return bool(found.bad) and found.schedules >= ENOUGH
 
+    def is_over(found: Exploration) -> bool:
+        return is_caught(found) or found.schedules >= MOST
+
     explorer = Explorer(company, scenario, twin)
-    found = (
-        explorer.some(scenario.sampled, seed=SEED, until=is_caught)
-        if scenario.sampled
-        else explorer.all(until=is_caught)
-    )
+    found = Exploration()
+    if scenario.sampled:
+        found = explorer.some(scenario.sampled, seed=SEED, until=is_caught)
+    if not found.bad:  # chance seldom finds an order in which much must come first
+        found = explorer.all(until=is_over)
     record_property("race", f"{name}, without {twin.without}: {found}")
     assert found.bad, "nothing was caught"

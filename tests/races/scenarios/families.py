@@ -82,7 +82,6 @@ def invoke_against_the_childs_end() -> Scenario:
         stage=lambda: claimed("a/b"),
         actors=[("parent", slice_of), ("others", others)],
         holds=_heard(),
-        sampled=300,
         twins=[NO_TELLING],
     )
 
@@ -106,7 +105,6 @@ def joining_a_child_against_its_end() -> Scenario:
         actors=[("parent", lambda family: slice_of(family.parent)), ("child", end)],
         holds=_heard(of=lambda family: family.parent),
         twins=[NO_LOOK, NO_TELLING],
-        sampled=300,
     )
 
 
@@ -157,7 +155,7 @@ def end_against_timeout_against_cancel() -> Scenario:
         actors=[("child", end), ("parent", work), ("canceller", stop)],
         holds=holds,
         outcomes=frozenset({"completed", "timeout", "cancel"}),
-        sampled=300,
+        sampled=1_500,
         twins=[
             Twin(
                 without="one conditional UPDATE that ends a wait",
@@ -195,7 +193,6 @@ def end_of_parent_against_end_of_child() -> Scenario:
         actors=[("child", lambda family: slice_of(family.child)), ("router", routing)],
         holds=holds,
         outcomes=frozenset({"completed"}),
-        sampled=300,
         twins=[
             Twin(
                 without="words to the router in the place of locks on each other's due rows",
@@ -265,7 +262,6 @@ def steal_against_invoke() -> Scenario:
         actors=[("late", slice_of), ("thief", work)],
         holds=holds,
         outcomes=frozenset({"taken over", "too late"}),
-        sampled=300,
         twins=[
             Twin(
                 without="fence and primary key of the wait",
@@ -309,11 +305,9 @@ def retry_of_a_child_against_its_parent() -> Scenario:
         return parent
 
     def mend(_: Claim) -> None:
-        Run.objects.get(flow="child")  # a moment of the race; the rest of it is taken at once
-        with unseen():
-            for run in claim("children", 1):
-                slice_of(run)
-            route()
+        for run in claim("children", 1):
+            slice_of(run)
+        route()
 
     def holds(parent: Claim, _: Sequence[object]) -> str:
         run = Run.objects.get(pk=parent.run_id)
@@ -331,7 +325,7 @@ def retry_of_a_child_against_its_parent() -> Scenario:
         stage=stage,
         actors=[("parent", work), ("others", mend)],
         holds=holds,
-        sampled=100,
+        sampled=300,
         twins=[
             Twin(
                 without="the look at a child after its wait was opened again",
