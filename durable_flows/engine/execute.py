@@ -58,8 +58,6 @@ from durable_flows.rules.states import DueState, RunState
 SPREAD = 1.0  # real seconds between two calls for one more worker by one that is at work
 QUICK = timedelta(minutes=1)  # a flow that sends its own trigger once an hour lives
 STALE = 0.1  # real seconds after which a claim that has not begun is looked at again
-
-
 LOOK = 0.05  # real seconds between two looks at whether to stop
 
 
@@ -250,9 +248,7 @@ def _replay(flow: Flow, claimed: Claim, journal: Journal) -> Outcome:
         return Sleeping(journal.wake_at)
     except ENDS_OF_A_SLICE:
         raise
-    except (
-        BaseException
-    ) as error:  # sys.exit() in a handler is its failure, and not the worker's end
+    except BaseException as error:  # sys.exit() is the handler's failure, not the worker's end
         if isinstance(journal.stopped, Suspend) and not isinstance(error, SuspendSwallowed):
             error = SuspendSwallowed(_swallowed(flow))
         elif journal.stopped is not None and not isinstance(journal.stopped, Suspend):

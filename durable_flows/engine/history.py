@@ -49,6 +49,10 @@ class Claim:
         return self.lease > 1
 
 
+#: What a SELECT of steps ``s`` must list so that `Recorded.of` can read it.
+STEP_COLUMNS = "s.key, s.kind, s.state, s.output, s.error, s.until, s.mark, s.lease"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recorded:
     """A step as it was recorded."""
@@ -61,6 +65,21 @@ class Recorded:
     until: datetime | None
     mark: int
     lease: int
+
+    @classmethod
+    def of(cls, row: Sequence[Any]) -> Recorded:
+        """The step behind the values of `STEP_COLUMNS`."""
+        key, kind, state, output, error, until, mark, lease = row
+        return cls(
+            key=key,
+            kind=kind,
+            state=state,
+            output=output,
+            error=error,
+            until=until and sql.moment(until),
+            mark=mark,
+            lease=lease,
+        )
 
     @property
     def value(self) -> Any:
@@ -195,21 +214,13 @@ def histories(claims: Sequence[Claim]) -> dict[uuid.UUID, History]:
 
 
 def _read_steps(found: dict[uuid.UUID, History]) -> None:
-    for run_id, key, kind, state, output, error, until, mark, lease in sql.execute(
-        "SELECT run_id, key, kind, state, output, error, until, mark, lease FROM durable_flows_step "
-        f"WHERE {sql.among('run_id', 'runs')} ORDER BY run_id, seq",
+    for run_id, *row in sql.execute(
+        f"SELECT s.run_id, {STEP_COLUMNS} FROM durable_flows_step s "
+        f"WHERE {sql.among('s.run_id', 'runs')} ORDER BY s.run_id, s.seq",
         {"runs": list(found)},
     ):
-        found[sql.uid(run_id)].steps[key] = Recorded(
-            key=key,
-            kind=kind,
-            state=state,
-            output=output,
-            error=error,
-            until=until and sql.moment(until),
-            mark=mark,
-            lease=lease,
-        )
+        step = Recorded.of(row)
+        found[sql.uid(run_id)].steps[step.key] = step
 
 
 def _read_failures(found: dict[uuid.UUID, History], generations: dict[uuid.UUID, int]) -> None:

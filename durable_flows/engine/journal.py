@@ -18,6 +18,7 @@ from durable_flows import conf
 from durable_flows.engine import failpoints, leases, notes, signatures, sql
 from durable_flows.engine.arguments import Invocation
 from durable_flows.engine.history import (
+    STEP_COLUMNS,
     Child,
     Claim,
     Failure,
@@ -54,7 +55,7 @@ _RECORD = (
 )
 #: What a try that got no answer has written, if the run is still ours.
 _FIND = (
-    "SELECT s.kind, s.state, s.output, s.error, s.until, s.mark, d.state FROM durable_flows_step s "
+    f"SELECT d.state, {STEP_COLUMNS} FROM durable_flows_step s "
     "JOIN durable_flows_due d ON d.run_id = s.run_id AND d.lease = s.lease "
     "WHERE s.run_id = %(run)s AND s.key = %(key)s AND s.lease = %(lease)s"
 )
@@ -232,18 +233,8 @@ class Journal:
         rows = self._execute(_FIND, {"key": key})
         if not rows:
             return None
-        kind, state, output, error, until, mark, due_state = rows[0]
-        step = Recorded(
-            key=key,
-            kind=kind,
-            state=state,
-            output=output,
-            error=error,
-            until=until and sql.moment(until),
-            mark=mark,
-            lease=self.claim.lease,
-        )
-        return step, due_state
+        due_state, *row = rows[0]
+        return Recorded.of(row), due_state
 
     def _once(self, key: str, write: Callable[[], tuple[Recorded, str]]) -> Recorded:
         """Write a step, and again if there was no answer: whatever comes of it, it is written once."""
