@@ -28,6 +28,11 @@ SECRET_KEY = os.environ.get(
 DEBUG = os.environ.get("DEBUG", "1") == "1"
 ALLOWED_HOSTS = ["localhost", "127.0.0.1", "[::1]", "testserver"]
 
+#: Small apps, each with flows of one kind; their stories are told by ``manage.py demo``.
+STORIES = [
+    "example_project.onboarding",
+]
+
 INSTALLED_APPS = [
     "django.contrib.admin",
     "django.contrib.auth",
@@ -38,6 +43,7 @@ INSTALLED_APPS = [
     "django_celery_beat",
     "durable_flows",
     "example_project.shop",
+    *STORIES,
 ]
 
 MIDDLEWARE = [

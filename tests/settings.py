@@ -5,6 +5,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from example_project.settings import STORIES
+
 
 def database() -> dict[str, Any]:
     """Read which database from the environment, which tests/conftest.py fills."""
@@ -54,6 +56,7 @@ INSTALLED_APPS = [
     "django.contrib.sessions",
     "django.contrib.messages",
     "django_celery_beat",
+    *STORIES,
     "tests.stories.apps.ShopWithoutFlows",
     "durable_flows",
 ]

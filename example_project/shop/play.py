@@ -8,7 +8,7 @@ import json
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -31,16 +31,18 @@ from example_project.shop.shoppers import (
     mail_differences,
     perform,
 )
+from example_project.stories import Told, steps_of
 
 PATIENCE = 15.0  # real seconds that the last runs get after the end of the day
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlayedRun:
-    """A run that a shopper started.
+    """A run that a shopper, or a story, started.
 
     Attributes:
-        shopper: who.
+        story: the app whose story it belongs to; ``shop`` for a shopper's.
+        shopper: who; empty in the other stories.
         flow: the flow's id.
         state: queued, started, completed, failed or cancelled.
         steps: keys of the recorded steps, in order.
@@ -48,12 +50,26 @@ class PlayedRun:
         reason: why it failed or was cancelled.
     """
 
+    story: str
     shopper: str
     flow: str
     state: str
     steps: tuple[str, ...]
     run: str
     reason: str
+
+    @classmethod
+    def of(cls, run: Run, story: str, shopper: str = "") -> PlayedRun:
+        """The run as it stands."""
+        return cls(
+            story=story,
+            shopper=shopper,
+            flow=run.flow,
+            state=run.state,
+            steps=steps_of(run),
+            run=str(run.pk),
+            reason=run.reason,
+        )
 
 
 @dataclass(kw_only=True)
@@ -64,7 +80,7 @@ class Played:
         speed: how much faster than real time.
         seconds: real seconds that it took.
         late: by how much an act was late, at worst, in the day's own time.
-        runs: by shopper, then in the order in which they began.
+        runs: those of the stories; then by shopper, in the order in which they began.
         mails: how many were sent to the shoppers.
         wrong: what did not come as the script says, a sentence each; empty if all is well.
     """
@@ -83,18 +99,26 @@ class Played:
 
 
 def play(
-    shoppers: Mapping[str, Shopper], *, say: Callable[[str], None], stop: threading.Event
+    shoppers: Mapping[str, Shopper],
+    told: Iterable[Told] = (),
+    *,
+    say: Callable[[str], None],
+    stop: threading.Event,
 ) -> Played:
     """Let the shoppers act by the clock, wait for their runs, and compare.
 
     Args:
         shoppers: as `cast` makes them.
+        told: the stories that were told before the day, which belong to what was played.
         say: told of each act as it happens.
         stop: set it to break the day off.
     """
     began, speed = clock.now(), clock.real(1).total_seconds()
     started = time.monotonic()
     played = Played(speed=speed, seconds=0, late=timedelta(0))
+    for one in told:
+        played.runs += [PlayedRun.of(run, one.story.app) for run in one.runs]
+        played.wrong += one.wrong
     for act in DAY:
         if _wait_until(began + act.at, stop):
             break
@@ -136,29 +160,18 @@ def runs_of(shoppers: Mapping[str, Shopper]) -> list[PlayedRun]:
     for run in Run.objects.select_related("event").order_by("event__arrival"):
         address = json.loads(run.event.user or "{}").get("email")
         if address in names:
-            found.append(_played(names[address], run))
+            found.append(PlayedRun.of(run, "shop", names[address]))
     return sorted(found, key=lambda run: run.shopper)
 
 
-def _played(who: str, run: Run) -> PlayedRun:
-    steps = run.steps.order_by("seq").values_list("key", flat=True)
-    return PlayedRun(
-        shopper=who,
-        flow=run.flow,
-        state=run.state,
-        steps=tuple(steps),
-        run=str(run.pk),
-        reason=run.reason,
-    )
-
-
 def _compare(played: Played, shoppers: Mapping[str, Shopper]) -> None:
-    played.runs = runs_of(shoppers)
+    of_shoppers = runs_of(shoppers)
+    played.runs += of_shoppers
     mails = mails_by_address(Path(settings.EMAIL_FILE_PATH))
     for who, shopper in shoppers.items():
         ended = [
             Ended(flow=run.flow, state=run.state, steps=run.steps)
-            for run in played.runs
+            for run in of_shoppers
             if run.shopper == who
         ]
         played.mails += len(mails[shopper.email])

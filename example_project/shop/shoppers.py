@@ -182,15 +182,16 @@ def differences(who: str, ended: Iterable[Ended]) -> list[str]:
 
     Runs are compared as a bag: the order in which they are handed in says nothing.
     """
-    return _compare(f"{who}: run", EXPECTED[who], ended)
+    return compare(f"{who}: run", EXPECTED[who], ended)
 
 
 def mail_differences(who: str, subjects: Iterable[str]) -> list[str]:
     """The same for the mails that were sent to this shopper."""
-    return _compare(f"{who}: mail", expected_mails(who), subjects)
+    return compare(f"{who}: mail", expected_mails(who), subjects)
 
 
-def _compare(what: str, expected: Iterable[object], seen: Iterable[object]) -> list[str]:
+def compare(what: str, expected: Iterable[object], seen: Iterable[object]) -> list[str]:
+    """What is missing and what is too much, one sentence each, in whatever order they come."""
     wanted, got = Counter(expected), Counter(seen)
     missing = [f"{what} missing: {one}" for one in (wanted - got).elements()]
     return missing + [f"{what} not expected: {one}" for one in (got - wanted).elements()]

@@ -1,4 +1,4 @@
-"""What the stories about the shop share."""
+"""What the stories about the example project share."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 from durable_flows.registry import registry
 from durable_flows.rules import clock
+from example_project.settings import STORIES
 
 
 @pytest.fixture
@@ -19,6 +20,16 @@ def shop_flows() -> Iterator[None]:
         registry.add(flows.cart_abandonment)
         registry.add(flows.activation_email)
         yield
+
+
+@pytest.fixture
+def example_flows(shop_flows: None) -> None:
+    """Let the flows of all small apps listen, beside the shop's, as they do in the project."""
+    from example_project.stories import flows_of
+
+    for package in STORIES:
+        for flow in flows_of(package):
+            registry.add(flow)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from django.core.management import CommandError, call_command
 
 from example_project.shop.play import mails_by_address
 from example_project.shop.shoppers import EXPECTED, Ended
+from example_project.stories import stories
 from tests.servers import free_port
 from tests.stories.project import ROOT, Browser, Project, scratch_project
 
@@ -85,11 +86,17 @@ def test_the_demo_played_once_tells_what_every_run_did_and_leaves_nothing(
     assert told["ok"] is True
     assert told["wrong"] == []
     assert told["mails"] == 10
-    ended = defaultdict(list)
+    by_shopper, by_story = defaultdict(list), defaultdict(list)
     for run in told["runs"]:
-        steps = tuple(run["steps"])
-        ended[run["shopper"]].append(Ended(flow=run["flow"], state=run["state"], steps=steps))
-    assert {who: tuple(runs) for who, runs in ended.items()} == EXPECTED
+        ended = Ended(flow=run["flow"], state=run["state"], steps=tuple(run["steps"]))
+        by_story[run["story"]].append(str(ended))
+        if run["shopper"]:
+            by_shopper[run["shopper"]].append(ended)
+    assert {who: tuple(runs) for who, runs in by_shopper.items()} == EXPECTED
+    del by_story["shop"]
+    assert {app: sorted(runs) for app, runs in by_story.items()} == {
+        story.app: sorted(story.ended) for story in stories()
+    }
     assert list(tmp_path.iterdir()) == []
     assert traces() == before
 
@@ -108,12 +115,13 @@ def test_a_day_that_goes_wrong_ends_with_code_1_and_says_whose(as_cloned: Projec
 
 @pytest.mark.processes
 def test_the_demo_played_here_plays_on_the_project_s_own_database(project: Project) -> None:
+    of_stories = sum(len(story.ended) for story in stories())
     first = project.run("demo", "--once", "--here", "--speed", "2000000")
     assert "SHOPPER" in first.stdout
-    assert project.rows("SELECT count(*) FROM durable_flows_run") == [(16,)]
+    assert project.rows("SELECT count(*) FROM durable_flows_run") == [(16 + of_stories,)]
     assert list(project.mails.glob("*.log"))
     project.run("demo", "--once", "--here", "--speed", "2000000")
-    assert project.rows("SELECT count(*) FROM durable_flows_run") == [(32,)]
+    assert project.rows("SELECT count(*) FROM durable_flows_run") == [(32 + 2 * of_stories,)]
     assert project.rows("SELECT count(*) FROM auth_user") == [(8,)]
 
 

@@ -1,11 +1,11 @@
-"""``manage.py demo``: a day of shoppers at speed, and the shop to look at afterwards."""
+"""``manage.py demo``: a story of each small app, a day of shoppers at speed, and the shop to look at."""
 
 from __future__ import annotations
 
 import json
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,6 +20,7 @@ from durable_flows.management import dev, embedded
 from durable_flows.management.arguments import positive
 from durable_flows.rules import clock
 from example_project.shop.play import Played, fresh_cast, play
+from example_project.stories import Told, tell_all
 
 SPEED, SPEED_ONCE = 3600.0, 7200.0
 THREADS = 4
@@ -30,9 +31,9 @@ class Command(BaseCommand):
     """Shows what durable_flows does, with nothing else installed."""
 
     help = (
-        "Plays a day of shoppers at speed, shows what their runs did, and keeps the shop and its "
-        "admin open until Ctrl-C. With --once it plays the day and ends, with code 1 if a run did "
-        "not do what it should have."
+        "Tells the story of each small app and plays a day of shoppers at speed, shows what their "
+        "runs did, and keeps the shop and its admin open until Ctrl-C. With --once it plays all that "
+        "and ends, with code 1 if a run did not do what it should have."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -72,11 +73,12 @@ class Command(BaseCommand):
     def _play_once(self, speed: float, *, here: bool, as_json: bool) -> None:
         with nullcontext() if here else scratch():
             call_command("migrate", verbosity=0, interactive=False)
+            say = _nothing if as_json else self._say
+            told = self._tell(say)
             clock.run_at(speed)
             with embedded.worker(THREADS) as worker:
                 _wait_for(worker)
-                say = _nothing if as_json else self._say
-                played = play(fresh_cast(), say=say, stop=threading.Event())
+                played = play(fresh_cast(), told, say=say, stop=threading.Event())
         if as_json:
             self._say(json.dumps(played.as_dict(), indent=2))
         else:
@@ -98,9 +100,14 @@ class Command(BaseCommand):
         self._say(f"admin   {url}/admin/   {self._login()}")
         self._say(f"mails   {settings.EMAIL_FILE_PATH}")
         self._say(f"clock   {speed:.12g} times as fast: a day passes in {86_400 / speed:.3g} s\n")
+        told = self._tell(self._say)
         clock.run_at(speed)
         dev.serve(
-            addrport, threads=THREADS, reload=False, out=self.stdout, meanwhile=self._play_meanwhile
+            addrport,
+            threads=THREADS,
+            reload=False,
+            out=self.stdout,
+            meanwhile=lambda worker: self._play_meanwhile(worker, told),
         )
 
     def _login(self) -> str:
@@ -109,9 +116,9 @@ class Command(BaseCommand):
         User.objects.create_superuser(ADMIN, "admin@example.com", ADMIN)
         return f"log in as {ADMIN} with the password {ADMIN}"
 
-    def _play_meanwhile(self, worker: embedded.Worker) -> None:
+    def _play_meanwhile(self, worker: embedded.Worker, told: list[Told]) -> None:
         _wait_for(worker)
-        played = play(fresh_cast(), say=self._say, stop=worker.told)
+        played = play(fresh_cast(), told, say=self._say, stop=worker.told)
         if worker.told.is_set():
             return
         self._report(played)
@@ -125,13 +132,20 @@ class Command(BaseCommand):
         self.stdout.write(line)
         self.stdout.flush()
 
+    def _tell(self, say: Callable[[str], None]) -> list[Told]:
+        say("The stories of the small apps, with the clock moved by hand:\n")
+        told = tell_all(say)
+        say("\nAnd a day in the shop, by the running clock:\n")
+        return told
+
     def _report(self, played: Played) -> None:
-        rows = [("SHOPPER", "FLOW", "STATE", "STEPS")]
+        rows = [("STORY", "SHOPPER", "FLOW", "STATE", "STEPS")]
         rows += [
-            (run.shopper, run.flow, run.state, ", ".join(run.steps) or "-") for run in played.runs
+            (run.story, run.shopper, run.flow, run.state, ", ".join(run.steps) or "-")
+            for run in played.runs
         ]
-        widths = [max(len(row[column]) for row in rows) for column in range(3)]
-        table = ["  ".join([*(row[i].ljust(widths[i]) for i in range(3)), row[3]]) for row in rows]
+        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        table = ["  ".join([*(row[i].ljust(widths[i]) for i in range(4)), row[4]]) for row in rows]
         self._say("\n" + "\n".join(table))
         verdict = "not all as they should be" if played.wrong else "all as they should be"
         self._say(
