@@ -31,6 +31,12 @@ ALLOWED_HOSTS = ["localhost", "127.0.0.1", "[::1]", "testserver"]
 #: Small apps, each with flows of one kind; their stories are told by ``manage.py demo``.
 STORIES = [
     "example_project.onboarding",
+    "example_project.fan_out",
+    "example_project.gather",
+    "example_project.fan_in",
+    "example_project.request_reply",
+    "example_project.choreography",
+    "example_project.routing",
 ]
 
 INSTALLED_APPS = [
