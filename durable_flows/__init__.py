@@ -25,6 +25,7 @@ __all__ = [
     "Event",
     "Run",
     "Step",
+    "AsyncStep",
     "NonRetriableError",
     "RetryAfterError",
     "StepError",
@@ -43,6 +44,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from durable_flows.engine.awaited import AsyncStep
     from durable_flows.engine.ingest import asend, cancel, rerun, retry, send
     from durable_flows.engine.tools import Run, Step
     from durable_flows.errors import (
@@ -66,6 +68,7 @@ _HOMES = {
     "durable_flows.rules.backoff": ("Retries", "Exponential", "Fixed", "Delays"),
     "durable_flows.rules.events": ("Event",),
     "durable_flows.engine.tools": ("Run", "Step"),
+    "durable_flows.engine.awaited": ("AsyncStep",),
     "durable_flows.engine.ingest": ("send", "asend", "cancel", "retry", "rerun"),
     "durable_flows.errors": (
         "NonRetriableError",

@@ -5,7 +5,7 @@ The docstring of an error is its default message; the facts a program may need a
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 
@@ -241,12 +241,20 @@ class StepInTransaction(NonRetriableError):
     """A step was called inside an open atomic() block of the handler: its commit would not be one."""
 
 
+class StepInThread(NonRetriableError):
+    """A step was called in a thread that the handler has started itself; use step.parallel()."""
+
+
 class SuspendSwallowed(NonRetriableError):
     """The handler caught the signal that suspends it; catch Exception, never BaseException."""
 
 
 class UnserialisableResult(NonRetriableError):
     """What a step or a handler returned cannot be stored as JSON, or is too large."""
+
+
+class BranchGone(NonRetriableError):
+    """The branch that has decided a race is no more in the code."""
 
 
 class MissingMatch(NonRetriableError):
@@ -265,7 +273,15 @@ class PoisonRun(NonRetriableError):
 
 
 class Suspend(BaseException):
-    """The slice ends here; the run goes on when it is woken."""
+    """The slice, or a branch of it, ends here; the run goes on when it is woken.
+
+    Attributes:
+        until: when it goes on by itself.
+    """
+
+    def __init__(self, until: datetime, /) -> None:
+        self.until = until
+        super().__init__(f"until {until}")
 
 
 class LeaseLost(BaseException):

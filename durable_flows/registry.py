@@ -107,6 +107,11 @@ class Flow:
         return tuple(dict.fromkeys(trigger.event for trigger in self.on))
 
     @property
+    def is_async(self) -> bool:
+        """Whether the handler is a coroutine function: then it awaits its steps."""
+        return inspect.iscoroutinefunction(self.handler)
+
+    @property
     def place(self) -> str:
         """Where the handler is defined, for messages."""
         return f"{self.handler.__module__}.{self.handler.__qualname__}"
@@ -375,11 +380,6 @@ def _queue(id: str, queue: Any) -> str:
 def _parameters(id: str, handler: Any) -> frozenset[str]:
     if not callable(handler):
         raise InvalidHandler(f"flow {id!r}: @flow decorates a function, not {handler!r}")
-    if inspect.iscoroutinefunction(handler):
-        raise InvalidHandler(
-            f"flow {id!r}: handler {handler.__qualname__} is async; write it with def. "
-            "Its steps may call asgiref's async_to_sync"
-        )
     if inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler):
         raise InvalidHandler(
             f"flow {id!r}: handler {handler.__qualname__} is a generator, whose body would never run; "

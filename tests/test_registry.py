@@ -211,12 +211,11 @@ def test_anything_but_a_function_is_refused(handler):
         flow("mine")(handler)
 
 
-def test_an_async_handler_is_refused_and_told_what_to_write():
+def test_an_async_handler_makes_an_async_flow():
     async def handler(event):
         pass
 
-    with pytest.raises(InvalidHandler, match="'mine'.*async"):
-        flow("mine")(handler)
+    assert flow("mine")(handler).is_async
 
 
 def test_a_generator_is_refused_for_it_would_never_run():

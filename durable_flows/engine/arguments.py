@@ -18,7 +18,7 @@ from durable_flows.rules.backoff import Retries
 from durable_flows.rules.options import longest_wait
 
 ID_LENGTH = 200
-_RESERVED_ID = re.compile(r"after:.*|.*#\d+", re.DOTALL)
+_RESERVED_ID = re.compile(r"after:.*|.*#\d+|(parallel|race|task)(#\d+)?\[\d+\]/.*", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,8 +110,8 @@ def check_step_id(id: object) -> None:
         )
     if _RESERVED_ID.fullmatch(id):
         raise InvalidOption(
-            f"step id {id!r}: the engine itself marks repetitions with '#2' and code after a step "
-            "with 'after:'; choose another id"
+            f"step id {id!r}: the engine itself marks repetitions with '#2', code after a step with "
+            "'after:', and branches with 'parallel[0]/' and the like; choose another id"
         )
 
 
@@ -123,6 +123,21 @@ def policy(id: str, retries: int | Retries | None, default: Retries) -> Retries:
         return Retries.of(retries, default)
     except InvalidOption as error:
         raise InvalidOption(f"step {id!r}: {error}") from error
+
+
+def check_not_async(id: str, fn: Callable[..., Any], atomic: bool | None) -> None:
+    """Raise `InvalidOption` if a coroutine function is to be atomic."""
+    if atomic and inspect.iscoroutinefunction(fn):
+        raise InvalidOption(
+            f"step {id!r}: atomic=True with coroutine function {getattr(fn, '__qualname__', fn)!r}: "
+            "Django's transactions are no asynchronous ones; write it with def"
+        )
+
+
+def check_most(what: str, option: str, value: object) -> None:
+    """Raise `InvalidOption` unless this can be how many there may be."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InvalidOption(f"{what}: {option}= is a number from 1, not {value!r}")
 
 
 def check_flag(id: str, option: str, value: object) -> None:

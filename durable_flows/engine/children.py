@@ -56,7 +56,7 @@ def invoke(
         )
         _check_lease(claim)
         child = Child(
-            wait_id=wait_id,
+            id=wait_id,
             key=key,
             flow_id=invocation.flow_id,
             run_id=keys.flow_run_id(invocation.flow_id, event_id),
@@ -117,7 +117,7 @@ def _insert(claim: Claim, child: Child, event_id: uuid.UUID, *, cascade: bool) -
     rows = sql.insert(
         Wait,
         {
-            "id": [child.wait_id],
+            "id": [child.id],
             "run_id": [claim.run_id],
             "key": [child.key],
             "kind": [WaitKind.CHILD.value],
@@ -139,7 +139,7 @@ def _insert(claim: Claim, child: Child, event_id: uuid.UUID, *, cascade: bool) -
 
 
 def _read(child: Child) -> Child:
-    [(_, found)] = children([child.wait_id])
+    [(_, found)] = children([child.id])
     return found
 
 
@@ -156,10 +156,10 @@ def _settle(claim: Claim, child: Child, outcome: str | None) -> None:
             sql.execute(
                 "UPDATE durable_flows_wait SET settled_at = NULL, outcome = '' "
                 "WHERE id = %(id)s AND outcome = %(before)s",
-                {"id": child.wait_id, "before": child.outcome},
+                {"id": child.id, "before": child.outcome},
             )
         else:
-            _end({child.wait_id: outcome})
+            _end({child.id: outcome})
 
 
 # -- the router's side -----------------------------------------------------------------------

@@ -29,8 +29,11 @@ from durable_flows.engine.batch import Batch
 from durable_flows.engine.claim import claim
 from durable_flows.engine.finish import Ending
 from durable_flows.engine.history import Claim, History, histories
+from durable_flows.engine.in_tasks import Tasks
+from durable_flows.engine.in_threads import Threads
 from durable_flows.engine.journal import Journal
 from durable_flows.engine.persist import until_answered
+from durable_flows.engine.scopes import ENDS_OF_A_SLICE, Scope
 from durable_flows.engine.suspend import (
     HandedBack,
     Lost,
@@ -40,7 +43,7 @@ from durable_flows.engine.suspend import (
     cancelled,
     put_away,
 )
-from durable_flows.engine.tools import ENDS_OF_A_SLICE, Run, Step
+from durable_flows.engine.tools import Run, Step
 from durable_flows.errors import (
     CancelAsked,
     HandBack,
@@ -53,6 +56,7 @@ from durable_flows.errors import (
 )
 from durable_flows.registry import Flow, registry
 from durable_flows.rules import clock, outcomes, payload, poison
+from durable_flows.rules.lookback import LookBack
 from durable_flows.rules.states import DueState, RunState
 
 SPREAD = 1.0  # real seconds between two calls for one more worker by one that is at work
@@ -232,28 +236,38 @@ def _poisonous(claimed: Claim, history: History, deaths: int) -> Ending:
 
 def _replay(flow: Flow, claimed: Claim, journal: Journal) -> Outcome:
     """Call the handler, and decide what its end means."""
-    step = Step(journal, flow.retries)
+    main = Scope("", LookBack(claimed.mark))
+    driver = _driver(flow)(journal, main, alone=_is_alone())
+    step = Step(journal, flow.retries, driver)
     arguments = flow.arguments(
         {"event": claimed.event, "events": [claimed.event], "step": step, "run": Run.of(claimed)}
     )
     try:
         _hold_off(journal)
-        result = flow.handler(**arguments)
-        if isinstance(journal.stopped, Suspend):
+        result = driver.play(flow.handler, arguments)
+        if main.stopped is not None:
             raise SuspendSwallowed(_swallowed(flow))
         journal.check()  # of the other signals none is lost: the slice ends as it says
         return _completed(claimed, result)
-    except Suspend:
-        assert journal.wake_at is not None
-        return Sleeping(journal.wake_at)
+    except Suspend as signal:
+        return Sleeping(signal.until)
     except ENDS_OF_A_SLICE:
         raise
     except BaseException as error:  # sys.exit() is the handler's failure, not the worker's end
-        if isinstance(journal.stopped, Suspend) and not isinstance(error, SuspendSwallowed):
-            error = SuspendSwallowed(_swallowed(flow))
-        elif journal.stopped is not None and not isinstance(journal.stopped, Suspend):
+        if journal.stopped is not None:
             raise journal.stopped from error
-        return _failed(flow, claimed, journal, error)
+        if main.stopped is not None and not isinstance(error, SuspendSwallowed):
+            error = SuspendSwallowed(_swallowed(flow))
+        return _failed(flow, claimed, journal, main, error)
+
+
+def _is_alone() -> bool:
+    """Whether a transaction is open, as in a test: no other thread would see what is in it."""
+    return sql.connection().in_atomic_block
+
+
+def _driver(flow: Flow) -> type[Threads] | type[Tasks]:
+    return Tasks if flow.is_async else Threads
 
 
 def _completed(claimed: Claim, result: Any) -> Ending:
@@ -264,9 +278,11 @@ def _completed(claimed: Claim, result: Any) -> Ending:
     return Ending(run_id=claimed.run_id, lease=claimed.lease, state=RunState.COMPLETED, result=text)
 
 
-def _failed(flow: Flow, claimed: Claim, journal: Journal, error: BaseException) -> Outcome:
+def _failed(
+    flow: Flow, claimed: Claim, journal: Journal, main: Scope, error: BaseException
+) -> Outcome:
     """The handler raised: another attempt at the code after the last step, or the end."""
-    key = _between(journal)
+    key = f"after:{main.last_key}"
     failures = len(journal.failures(key)) + 1
     verdict = outcomes.after_failure(error, flow.retries, failures=failures, spread=random.random())
     if isinstance(verdict, outcomes.GiveUp):
@@ -292,10 +308,6 @@ def _hold_off(journal: Journal) -> None:
     next_at = journal.latest_retry_between()
     if next_at is not None and next_at > clock.now():
         journal.suspend(next_at)
-
-
-def _between(journal: Journal) -> str:
-    return f"after:{journal.last_key}"
 
 
 def _swallowed(flow: Flow) -> str:

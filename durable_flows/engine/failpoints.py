@@ -43,6 +43,7 @@ PLACES = frozenset(
         "attempt_recorded",
         "before_send_commit",
         "before_atomic_commit",
+        "before_race_commit",
         # waits
         "signature_written",
         "wait_registered",

@@ -131,7 +131,7 @@ class Child:
         skipped: why it was not admitted, if it was not.
     """
 
-    wait_id: uuid.UUID
+    id: uuid.UUID
     key: str
     flow_id: str
     run_id: uuid.UUID
@@ -289,7 +289,7 @@ def _child(
     skipped: str | None,
 ) -> Child:
     return Child(
-        wait_id=sql.uid(wait_id),
+        id=sql.uid(wait_id),
         key=key,
         flow_id=flow_id,
         run_id=sql.uid(run_id),

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +30,7 @@ from durable_flows.engine.history import (
     size_of,
 )
 from durable_flows.engine.persist import NO_ANSWER, until_answered
+from durable_flows.engine.scopes import Branch
 from durable_flows.errors import CancelAsked, HandBack, LeaseLost, LimitExceeded, Suspend
 from durable_flows.rules import clock
 from durable_flows.rules.events import Event
@@ -89,6 +92,14 @@ _FIND_WAIT = (
     "JOIN durable_flows_due d ON d.run_id = w.run_id AND d.lease = %(lease)s "
     "WHERE w.id = %(id)s::uuid"
 )
+_SEE_NUDGE = (
+    "UPDATE durable_flows_due SET nudged = false WHERE run_id = %(run)s AND lease = %(lease)s "
+    "AND state = 'running' AND nudged RETURNING run_id"
+)
+_CLOSE = (
+    "UPDATE durable_flows_wait SET settled_at = %(now)s::timestamptz, outcome = 'closed' "
+    "WHERE {ids} AND settled_at IS NULL"
+)
 
 
 class Journal:
@@ -120,8 +131,8 @@ class Journal:
         look_at: Callable[[Claim, Child], Child],
     ) -> None:
         self.claim = claim
-        self.last_key = ""
-        self.wake_at: datetime | None = None
+        self.nudges = 0
+        self._looked_at = time.monotonic()
         self.stopped: BaseException | None = None
         self._steps = history.steps
         self._failures = history.failures
@@ -129,6 +140,7 @@ class Journal:
         self._children = history.children
         self._size = history.size
         self._wrapper = sql.connection()
+        self._thread = threading.get_ident()
         self._depth = sql.depth(self._wrapper)
         self._record = _RECORD.format(mark=sql.counter("routed"))
         self._limits = conf.settings()
@@ -142,12 +154,17 @@ class Journal:
 
     # -- reading ---------------------------------------------------------------------------
 
-    def recorded(self, key: str) -> Recorded | None:
-        """The step of this key, if a slice has recorded it."""
-        step = self._steps.get(key)
-        if step is not None:
-            self.last_key = key
-        return step
+    def begin(self, key: str) -> Recorded | None:
+        """What is recorded of a step that may begin now.
+
+        Raises:
+            HandBack: this worker is to begin nothing more.
+            LeaseLost, CancelAsked: the slice has stopped.
+        """
+        self.check()
+        if self._told_to_stop():
+            raise self._stop(HandBack())
+        return self._steps.get(key)
 
     def failures(self, key: str) -> Sequence[Failure]:
         """The failed attempts at ``key`` in this generation of the run, oldest first."""
@@ -160,8 +177,9 @@ class Journal:
         return max(moments, default=None)
 
     def in_transaction(self) -> bool:
-        """Whether the handler has opened a transaction in which a write would be no commit."""
-        return sql.depth(self._wrapper) != self._depth
+        """Whether the calling thread has opened a transaction in which a write would be no commit."""
+        wrapper = sql.connection()
+        return sql.depth(wrapper) != (self._depth if wrapper is self._wrapper else sql.NO_DEPTH)
 
     # -- writing ---------------------------------------------------------------------------
 
@@ -184,18 +202,20 @@ class Journal:
         """
         return self._once(key, lambda: self._insert(key, kind, output, error, until, started_at))
 
-    def record_atomically(
+    def write_atomically(
         self, key: str, work: Callable[[], str], *, started_at: datetime
-    ) -> Recorded:
-        """Call ``work`` and record the text that it returns, in one transaction: both, or neither.
+    ) -> tuple[Recorded, str]:
+        """Call ``work`` and write the text that it returns, in one transaction: both, or neither.
 
-        The due row is locked after the work, for the last statement before the commit: however long
-        the work takes, it holds up nobody who needs that row.
+        On the connection of the calling thread. The due row is locked after the work, for the last
+        statement before the commit: however long the work takes, it holds up nobody who needs that row.
+
+        Returns:
+            What is to be handed to `keep`.
 
         Raises:
             LeaseLost: the run was taken over, or it is not known yet whether it is recorded; where it
                 is not, everything was rolled back.
-            CancelAsked: it was written, and no new step may start.
             LimitExceeded: the run has too many steps or too much state; all was rolled back.
             Exception: what ``work`` raised, or the commit because of it; all was rolled back.
         """
@@ -215,7 +235,7 @@ class Journal:
                 written = [self._find_out(key, error)]
             else:
                 raise
-        return self._keep(*written[0])
+        return written[0]
 
     def _find_out(self, key: str, error: Exception) -> tuple[Recorded, str]:
         """After a COMMIT without an answer: whether it was one, asked on a new connection.
@@ -248,13 +268,16 @@ class Journal:
                     raise
                 return found
 
-        return self._keep(*self._persistently(attempt))
+        return self.keep(*self._persistently(attempt))
 
-    def _keep(self, step: Recorded, state: str) -> Recorded:
-        """A step is committed: replays of this slice find it, and the next may begin unless it is late."""
+    def keep(self, step: Recorded, state: str) -> Recorded:
+        """A step is committed: replays of this slice find it, and the next may begin unless it is late.
+
+        Raises:
+            CancelAsked: no new step may start.
+        """
         self._steps[step.key] = step
         self._size += size_of(step.output)
-        self.last_key = step.key
         failpoints.reach("step_recorded", step.key)
         if state == DueState.CANCELLING:
             raise self._stop(CancelAsked())
@@ -329,6 +352,33 @@ class Journal:
 
         return self._once(key, write)
 
+    def decide(self, key: str, number: int, others: Sequence[Branch]) -> Recorded:
+        """Record which branch decides a group, and close what the others wait for.
+
+        Raises:
+            LeaseLost, CancelAsked, LimitExceeded: as `record` does.
+        """
+        pending: list[Waiting | Child] = [*self._waits.values(), *self._children.values()]
+        closed = {
+            wait.id
+            for wait in pending
+            if not wait.outcome and any(other.has(wait.key) for other in others)
+        }
+        output = json.dumps({"branch": number})
+
+        def write() -> tuple[Recorded, str]:
+            with sql.atomic():
+                written = self._insert(key, StepKind.RACE, output, None, None, None)
+                if closed:
+                    sql.execute(
+                        _CLOSE.format(ids=sql.among("id", "ids")),
+                        {"ids": sorted(closed), "now": clock.now()},
+                    )
+                failpoints.reach("before_race_commit", key)
+            return written
+
+        return self._once(key, write)
+
     def warn(self, about: str, message: str) -> None:
         """Note, once, that something goes otherwise than the author of the flow may think."""
         self._persistently(lambda again: notes.warn({(self.claim.run_id, about): message}))
@@ -339,10 +389,11 @@ class Journal:
         Raises:
             Suspend: nothing has ended it yet.
         """
-        wait = self._waits.get(key) or self._register(request)
+        known = self._waits.get(key)
+        wait = known or self._register(request)
         if not wait.outcome:  # also when an earlier slice died between its commit and this look
-            registered = wait
-            wait = self._persistently(lambda again: self._look(registered, again))
+            registered, is_known = wait, known is not None
+            wait = self._persistently(lambda again: self._look(registered, again or is_known))
         self._waits[key] = wait
         if not wait.outcome:
             self.suspend(max(wait.expires_at, clock.now() + clock.real(LOOK_AGAIN)))
@@ -351,7 +402,10 @@ class Journal:
         return self.record(key, StepKind.WAIT, output=output)
 
     def _look(self, wait: Waiting, again: bool) -> Waiting:
-        """Look back for what may have ended a wait; an unanswered look may have ended it, too."""
+        """Look back for what may have ended a wait.
+
+        A router may have ended it since it was read, and so may a look that got no answer: ``again``.
+        """
         if again and (settled := self._as_settled(wait)) is not None:
             return settled
         wait = self._look_back(self.claim, wait)
@@ -432,7 +486,8 @@ class Journal:
 
     def _execute(self, statement: str, params: dict[str, Any]) -> list[sql.Row]:
         fence = {"run": self.claim.run_id, "lease": self.claim.lease}
-        return sql.execute(statement, {**params, **fence}, prepare=True, wrapper=self._wrapper)
+        wrapper = self._wrapper if self._is_own_thread else None  # an atomic step of a branch
+        return sql.execute(statement, {**params, **fence}, prepare=True, wrapper=wrapper)
 
     def _persistently(self, ask: Callable[[bool], T]) -> T:
         """What the database answers, be it late; without an answer while the lease holds, `LeaseLost`.
@@ -444,6 +499,10 @@ class Journal:
 
     def _seconds_left(self) -> float:
         return leases.left(self.claim.run_id, self.claim.lease)
+
+    @property
+    def _is_own_thread(self) -> bool:
+        return threading.get_ident() == self._thread
 
     @contextmanager
     def _answering(self) -> Iterator[None]:
@@ -458,19 +517,24 @@ class Journal:
     # -- the end of the slice --------------------------------------------------------------
 
     def suspend(self, until: datetime) -> NoReturn:
-        """End the slice; the run goes on at ``until``, or when it is woken before."""
-        self.wake_at = until if self.wake_at is None else min(until, self.wake_at)
-        raise self._stop(Suspend())
+        """End the branch; the run goes on at ``until``, or when it is woken before."""
+        raise Suspend(until)
+
+    def look_for_nudges(self) -> int:
+        """How often the run was woken while this slice executes it; asked once a second at most.
+
+        What has woken it is committed, and found by those who look now: it is noted as seen.
+        """
+        if time.monotonic() - self._looked_at >= LOOK_AGAIN:
+            self._looked_at = time.monotonic()
+            rows = self._persistently(lambda again: self._execute(_SEE_NUDGE, {}))
+            self.nudges += bool(rows)
+        return self.nudges
 
     def check(self) -> None:
         """Once the slice has stopped, every tool stops again: `finally:` blocks do no harm."""
         if self.stopped is not None:
             raise self.stopped
-
-    def check_worker(self) -> None:
-        """At a step boundary: end the slice, to be gone on with elsewhere, if the worker is to stop."""
-        if self._told_to_stop():
-            raise self._stop(HandBack())
 
     def _stop(self, signal: BaseException) -> BaseException:
         self.stopped = signal

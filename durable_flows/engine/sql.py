@@ -56,6 +56,9 @@ def atomic() -> Iterator[None]:
         yield
 
 
+NO_DEPTH = (False, 0)
+
+
 def depth(wrapper: BaseDatabaseWrapper) -> tuple[bool, int]:
     """How deep in atomic() blocks a connection is; two equal depths are the same block."""
     return wrapper.in_atomic_block, len(wrapper.savepoint_ids)

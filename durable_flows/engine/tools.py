@@ -1,20 +1,28 @@
-"""The tools that handlers call. They speak to a journal and know nothing of tables or brokers."""
+"""The tools that handlers call. They speak to a journal and know nothing of tables or brokers.
+
+Each is written once, as a generator that yields what it wants done: something at the journal, a call of
+user code, branches. A driver does it, in threads for handlers written with ``def``, in tasks for those
+written with ``async def``. A step has its place, and so its key, when it is called, not when it is awaited.
+"""
 
 from __future__ import annotations
 
+import inspect
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
-from typing import Any, Literal, TypeVar, overload
+from functools import partial
+from typing import Any, Literal, Protocol, TypeVar, overload
 
 from django.utils import timezone
 
-from durable_flows.engine import failpoints, notes, signatures
+from durable_flows.engine import failpoints, groups, notes, scopes, signatures
 from durable_flows.engine.arguments import (
     Invocation,
     check_flag,
+    check_most,
+    check_not_async,
     check_step_id,
     encode,
     policy,
@@ -22,39 +30,34 @@ from durable_flows.engine.arguments import (
 )
 from durable_flows.engine.history import Claim, Recorded, Waiting
 from durable_flows.engine.journal import Journal
+from durable_flows.engine.scopes import (
+    ENDS_OF_A_SLICE,
+    Branch,
+    Call,
+    Place,
+    Scope,
+    Tool,
+    Write,
+)
 from durable_flows.errors import (
-    CancelAsked,
-    HandBack,
     InvalidOption,
     InvalidPayload,
-    LeaseLost,
     LimitExceeded,
     MissingMatch,
     NestedStep,
     StepInTransaction,
-    Suspend,
 )
 from durable_flows.registry import Flow
 from durable_flows.rules import clock, durations, keys, outcomes
 from durable_flows.rules.backoff import Retries
 from durable_flows.rules.equalities import Condition
 from durable_flows.rules.events import Event, as_list
-from durable_flows.rules.lookback import LookBack
 from durable_flows.rules.options import awaited, check_awaited_name, longest_wait
 from durable_flows.rules.states import ACTIONS, StepKind, StepState
 
 T = TypeVar("T")
+MAX_IN_FLIGHT = 32  # branches of a group that execute at once
 Since = datetime | Literal["run", "now"] | None
-
-#: What ends a slice and is nobody's failure.
-ENDS_OF_A_SLICE = (
-    Suspend,
-    LeaseLost,
-    CancelAsked,
-    HandBack,
-    KeyboardInterrupt,
-    failpoints.Killed,
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,15 +87,33 @@ class Run:
         )
 
 
-class Step:
-    """The steps of a run. Each is executed once, recorded, and answered from its record after that."""
+class Driver(Protocol):
+    """Does what tools want done; see `in_threads` and `in_tasks`."""
 
-    def __init__(self, journal: Journal, retries: Retries) -> None:
+    @property
+    def scope(self) -> Scope:
+        """The line of the handler that the calling code is in."""
+        ...
+
+    def check(self) -> None:
+        """Raise the signal that has ended this line, if one has."""
+        ...
+
+    def drive(self, place: Place, make: Callable[[], Tool]) -> Any:
+        """The result of a tool; an awaitable of it for coroutines."""
+        ...
+
+
+class Step:
+    """The steps of a run. Each is executed once, recorded, and answered from its record after that.
+
+    In a handler written with ``async def`` each tool is awaited: ``await step.run(…)``.
+    """
+
+    def __init__(self, journal: Journal, retries: Retries, driver: Driver) -> None:
         self._journal = journal
         self._retries = retries
-        self._looking = LookBack(journal.claim.mark)
-        self._seen: dict[str, int] = {}
-        self._inside = ""
+        self._driver = driver
 
     @overload
     def run(
@@ -126,8 +147,8 @@ class Step:
 
         Args:
             id: the step's name; its n-th repetition in a run is a step of its own.
-            fn: what to do. It may run again if its worker dies before the result is recorded:
-                `idempotency_key` is the same then.
+            fn: what to do; may be a coroutine function. It may run again if its worker dies before the
+                result is recorded: `idempotency_key` is the same then.
             retries: policy of this step, default the flow's.
             atomic: call it in a transaction on the database of the app's tables, and record the
                 result in the same: what it writes there happens exactly once, whatever dies.
@@ -139,6 +160,7 @@ class Step:
             StepError: its attempts are exhausted, or it cannot succeed. Recorded, and catchable.
             NestedStep: called inside another step's function.
             StepInTransaction: called inside the handler's own open atomic() block.
+            InvalidOption: an option is wrong, or ``atomic`` given for a coroutine function.
         """
         if fn is None:
             options: dict[str, Any] = {"retries": retries, "atomic": atomic, **kwargs}
@@ -147,12 +169,12 @@ class Step:
             if value is not None:
                 refuse_ambiguous_option(id, fn, option)
         check_flag(id, "atomic", atomic)
-        key = self._enter(id)
-        recorded = self._journal.recorded(key)
-        if recorded is None:
-            execute = self._execute_atomically if atomic else self._execute
-            recorded = execute(key, lambda: fn(*args, **kwargs), policy(id, retries, self._retries))
-        return self._answer(recorded)
+        check_not_async(id, fn, atomic)
+        tried = policy(id, retries, self._retries)
+        place = self._enter(id)
+        work = partial(fn, *args, **kwargs)
+        execute = self._execute_atomically if atomic else self._execute
+        return self._step(place, lambda: execute(place.key, work, tried))
 
     def sleep(self, id: str, duration: str | float | timedelta) -> None:
         """Let the run rest, holding no worker.
@@ -166,7 +188,11 @@ class Step:
             InvalidDuration: the duration cannot be read.
         """
         delta = longest_wait(duration, what=f"step.sleep({id!r})")
-        self._sleep(id, lambda: clock.now() + delta)
+        place = self._enter(id)
+        slept: None = self._driver.drive(
+            place, lambda: self._sleep(place, lambda: clock.now() + delta)
+        )
+        return slept
 
     def sleep_until(self, id: str, moment: datetime | date | str) -> None:
         """Let the run rest until ``moment``; at once if that has passed.
@@ -186,7 +212,9 @@ class Step:
             longest_wait(max(0.0, (until - clock.now()).total_seconds()), what=what)
             return until
 
-        self._sleep(id, end)
+        place = self._enter(id)
+        slept: None = self._driver.drive(place, lambda: self._sleep(place, end))
+        return slept
 
     def wait_for_event(
         self,
@@ -222,15 +250,18 @@ class Step:
             InvalidExpression: ``if_`` cannot be read, or needs an extra that is not installed.
             MissingMatch: the run's own event has no value at ``match``.
         """
-        key = self._enter(id)
-        recorded = self._journal.recorded(key)
-        if recorded is None:
-            asked = awaited(match, if_, f"step.wait_for_event({key!r})")
-            request = self._request(key, event, timeout, asked, since, match)
-            recorded = self._journal.await_event(key, request)
-        self._looking.waited(recorded.mark)
-        self._journal.check()
-        return None if recorded.output is None else Event.from_dict(recorded.value)
+        place = self._enter(id)
+        what = f"step.wait_for_event({place.key!r})"
+        asked = awaited(match, if_, what)
+        name = check_awaited_name(event, what)
+        patience = longest_wait(timeout, what=f"{what}, timeout=")
+        received = _received_since(since, what)
+
+        def request() -> Waiting:
+            return self._request(place, name, patience, asked, since, received, match)
+
+        found: Event | None = self._driver.drive(place, lambda: self._wait(place, request))
+        return found
 
     def send_event(self, id: str, events: Event | Sequence[Event]) -> list[str]:
         """Send events exactly once: they and the step's record are one transaction.
@@ -246,11 +277,8 @@ class Step:
             StepError: an event is not valid; nothing was sent. Recorded, and catchable.
         """
         batch = as_list(events, f"step.send_event({id!r})")
-        key = self._enter(id)
-        recorded = self._journal.recorded(key)
-        if recorded is None:
-            recorded = self._send(key, batch)
-        ids: list[str] = self._answer(recorded)
+        place = self._enter(id)
+        ids: list[str] = self._step(place, lambda: self._send(place.key, batch))
         return ids
 
     def invoke(
@@ -296,11 +324,68 @@ class Step:
             key=key,
             on_parent_cancel=on_parent_cancel,
         )
-        step_key = self._enter(id)
-        recorded = self._journal.recorded(step_key)
-        if recorded is None:
-            recorded = self._invoke(step_key, invocation)
-        return self._answer(recorded)
+        place = self._enter(id)
+        return self._step(place, lambda: self._invoke(place.key, invocation))
+
+    def parallel(
+        self,
+        *branches: Callable[[], Any],
+        max_in_flight: int = MAX_IN_FLIGHT,
+        on_error: Literal["wait", "stop"] = "wait",
+    ) -> list[Any]:
+        """Execute branches beside each other, and wait for all of them.
+
+        Each may have several steps, sleep and wait. The keys of its steps begin with its place,
+        ``parallel[0]/``; a branch made by `later` is one step of this line, and keeps its own.
+
+        Args:
+            branches: callables without arguments, or ``step.later.run("mail", mail, to)`` and the like.
+            max_in_flight: how many may execute at once; those that sleep or wait do not count.
+            on_error: ``"wait"`` for the others before an error is raised, or ``"stop"``: raise it at
+                once, close the waits of the others, and begin nothing more in them.
+
+        Returns:
+            Their results, in the order of the branches.
+
+        Raises:
+            Exception: what a branch raised; with ``"wait"`` that of the first of them, by place.
+            InvalidOption: an argument is wrong.
+        """
+        check_most("step.parallel()", "max_in_flight", max_in_flight)
+        if on_error not in ("wait", "stop"):
+            raise InvalidOption(f"step.parallel(): on_error= is 'wait' or 'stop', not {on_error!r}")
+        place = self._enter("parallel")
+        group = groups.Group(self._journal, place, self._branches(place, branches))
+        together = group.all if on_error == "wait" else group.all_or_stop
+        results: list[Any] = self._driver.drive(place, lambda: together(max_in_flight))
+        return results
+
+    def race(self, *branches: Callable[[], Any]) -> Any:
+        """Execute branches beside each other until the first of them has ended.
+
+        The waits of the others are closed in the commit that records who has won, and they begin no
+        further step. What one of them does just then may go on to its end; nobody waits for it.
+
+        Args:
+            branches: as for `parallel`; at least one.
+
+        Returns:
+            The winner's result.
+
+        Raises:
+            Exception: what the winner raised.
+            InvalidOption: there is no branch, or one is not callable.
+        """
+        if not branches:
+            raise InvalidOption("step.race() needs at least one branch: nobody could win")
+        place = self._enter("race")
+        group = groups.Group(self._journal, place, self._branches(place, branches))
+        return self._driver.drive(place, group.first)
+
+    @property
+    def later(self) -> Later:
+        """The same tools, to be called by `parallel` and `race`: ``step.later.run("mail", mail, to)``."""
+        return Later(self)
 
     @property
     def idempotency_key(self) -> str:
@@ -309,18 +394,18 @@ class Step:
         Raises:
             InvalidOption: read outside a step's function.
         """
-        if not self._inside:
+        if not scopes.inside():
             raise InvalidOption("step.idempotency_key is read inside the function of a step.run")
-        return f"{self._journal.claim.run_id}:{self._inside}"
+        return f"{self._journal.claim.run_id}:{scopes.inside()}"
 
     # -- what they have in common ------------------------------------------------------------
 
-    def _enter(self, id: str) -> str:
-        """Check that a step may begin here, and give it its key."""
-        self._journal.check()
-        if self._inside:
+    def _enter(self, id: str) -> Place:
+        """Check that a step may be called here, and give it its place."""
+        self._driver.check()
+        if scopes.inside():
             raise NestedStep(
-                f"step {id!r} is called inside the function of step {self._inside!r}; call it from "
+                f"step {id!r} is called inside the function of step {scopes.inside()!r}; call it from "
                 "the handler, after that step, and pass results along"
             )
         if self._journal.in_transaction():
@@ -328,43 +413,70 @@ class Step:
                 f"step {id!r} is called inside an atomic() block that the handler opened: its result "
                 "could be rolled back after it was reported; move the block into a step's function"
             )
-        self._journal.check_worker()
         check_step_id(id)
-        number = self._seen[id] = self._seen.get(id, 0) + 1
-        return id if number == 1 else f"{id}#{number}"
+        return self._driver.scope.take(id)
 
-    def _execute(self, key: str, call: Callable[[], Any], policy: Retries) -> Recorded:
-        self._hold_off(key)
-        self._journal.check_room(key)
+    def _step(self, place: Place, execute: Callable[[], Tool]) -> Any:
+        """A step that has a result or a failure: recorded, or executed now."""
+
+        def tool() -> Tool:
+            recorded = yield Write(lambda: self._journal.begin(place.key))
+            if recorded is None:
+                recorded = yield from execute()
+            return self._answer(place, recorded)
+
+        return self._driver.drive(place, tool)
+
+    def _execute(self, key: str, work: Callable[[], Any], policy: Retries) -> Tool:
+        yield Write(lambda: self._may_begin(key))
         started_at = clock.now()
         try:
-            with self._within(key):
-                result = call()
+            result = yield Call(work, key, inspect.iscoroutinefunction(work))
             failpoints.reach("step_ran", key)
             output = encode(result, key)
         except ENDS_OF_A_SLICE:
             raise
         except BaseException as error:  # sys.exit() in a step is its failure, not the worker's end
-            return self._failed(key, error, policy, started_at)
-        return self._journal.record(key, StepKind.RUN, output=output, started_at=started_at)
+            failure = error
+        else:
+            return (
+                yield Write(
+                    lambda: self._journal.record(
+                        key, StepKind.RUN, output=output, started_at=started_at
+                    )
+                )
+            )
+        return (yield Write(lambda: self._failed(key, failure, policy, started_at)))
 
-    def _execute_atomically(self, key: str, call: Callable[[], Any], policy: Retries) -> Recorded:
-        self._hold_off(key)
-        self._journal.check_room(key)
+    def _execute_atomically(self, key: str, work: Callable[[], Any], policy: Retries) -> Tool:
+        yield Write(lambda: self._may_begin(key))
         started_at = clock.now()
 
-        def work() -> str:
-            with self._within(key):
-                result = call()
+        def call() -> str:
+            with scopes.within(key):
+                result = work()
             failpoints.reach("step_ran", key)
             return encode(result, key)
 
         try:
-            return self._journal.record_atomically(key, work, started_at=started_at)
+            written = yield Call(
+                lambda: self._journal.write_atomically(key, call, started_at=started_at), ""
+            )
         except (*ENDS_OF_A_SLICE, LimitExceeded):
             raise
         except BaseException as error:
-            return self._failed(key, error, policy, started_at)
+            failure = error
+        else:
+            return (yield Write(lambda: self._journal.keep(*written)))
+        return (yield Write(lambda: self._failed(key, failure, policy, started_at)))
+
+    def _may_begin(self, key: str) -> None:
+        """An attempt that is to be made later is not made now, whatever woke the run."""
+        failures = self._journal.failures(key)
+        next_at = failures[-1].next_at if failures else None
+        if next_at is not None and next_at > clock.now():
+            self._journal.suspend(next_at)
+        self._journal.check_room(key)
 
     def _failed(
         self, key: str, error: BaseException, policy: Retries, started_at: datetime
@@ -378,73 +490,87 @@ class Step:
         self._journal.record_failure(key, outcomes.describe(error, step=key), next_at)
         return self._journal.suspend(next_at)
 
-    def _hold_off(self, key: str) -> None:
-        """An attempt that is to be made later is not made now, whatever woke the run."""
-        failures = self._journal.failures(key)
-        next_at = failures[-1].next_at if failures else None
-        if next_at is not None and next_at > clock.now():
-            self._journal.suspend(next_at)
-
-    def _send(self, key: str, batch: Sequence[Event]) -> Recorded:
-        try:
-            return self._journal.send(key, batch)
-        except InvalidPayload as error:
-            return self._journal.record(
-                key, StepKind.SEND, error=outcomes.describe(error, step=key)
+    def _send(self, key: str, batch: Sequence[Event]) -> Tool:
+        return (
+            yield Write(
+                lambda: self._or_failed(key, StepKind.SEND, lambda: self._journal.send(key, batch))
             )
+        )
 
-    def _invoke(self, key: str, invocation: Invocation) -> Recorded:
-        try:
-            return self._journal.invoke(key, invocation)
-        except InvalidPayload as error:
-            return self._journal.record(
-                key, StepKind.INVOKE, error=outcomes.describe(error, step=key)
+    def _invoke(self, key: str, invocation: Invocation) -> Tool:
+        return (
+            yield Write(
+                lambda: self._or_failed(
+                    key, StepKind.INVOKE, lambda: self._journal.invoke(key, invocation)
+                )
             )
+        )
 
-    def _sleep(self, id: str, end: Callable[[], datetime]) -> None:
-        key = self._enter(id)
-        recorded = self._journal.recorded(key)
-        if recorded is None:
-            recorded = self._journal.record(key, StepKind.SLEEP, until=end())
-        until = recorded.until
-        assert until is not None, f"sleep {key!r} was recorded without its end"
-        if until > clock.now():
-            self._journal.suspend(until)
-        self._looking.slept(recorded.mark, until)
+    def _or_failed(self, key: str, kind: StepKind, ask: Callable[[], Recorded]) -> Recorded:
+        """What is asked for; a step that has failed if it cannot be stored."""
+        try:
+            return ask()
+        except InvalidPayload as error:
+            return self._journal.record(key, kind, error=outcomes.describe(error, step=key))
+
+    def _sleep(self, place: Place, end: Callable[[], datetime]) -> Tool:
+        key = place.key
+
+        def rest() -> Recorded:
+            found = self._journal.begin(place.key)
+            found = found or self._journal.record(key, StepKind.SLEEP, until=end())
+            assert found.until is not None, f"sleep {key!r} was recorded without its end"
+            if found.until > clock.now():
+                self._journal.suspend(found.until)
+            return found
+
+        recorded = yield Write(rest)
+        place.scope.last_key = key
+        place.scope.looking.slept(recorded.mark, recorded.until)
+
+    def _wait(self, place: Place, request: Callable[[], Waiting]) -> Tool:
+        def wait() -> Recorded:
+            recorded = self._journal.begin(place.key)
+            return recorded or self._journal.await_event(place.key, request())
+
+        recorded = yield Write(wait)
+        place.scope.last_key = place.key
+        place.scope.looking.waited(recorded.mark)
+        yield Write(self._journal.check)
+        return None if recorded.output is None else Event.from_dict(recorded.value)
 
     def _request(
         self,
-        key: str,
-        event: str,
-        timeout: str | float | timedelta,
+        place: Place,
+        name: str,
+        patience: timedelta,
         asked: Condition,
         since: Since,
+        received_since: datetime | None,
         match: str | None,
     ) -> Waiting:
-        what = f"step.wait_for_event({key!r})"
-        name = check_awaited_name(event, what)
-        expires_at = clock.now() + longest_wait(timeout, what=f"{what}, timeout=")
         claim = self._journal.claim
-        id_ = keys.wait_id(claim.run_id, key, claim.generation)
+        id_ = keys.wait_id(claim.run_id, place.key, claim.generation)
         own = claim.event.as_dict()
         # an id is the hash of no event: what lacks a value of its own matches nothing
         hash_ = signatures.hash_for(name, asked, own) or id_
         if missing := asked.missing(own):
-            self._say_missing(key, missing, match)
-        looking = self._looking
+            self._say_missing(place.key, missing, match)
+        looking = place.scope.looking
         position = looking.trigger if since == "run" else looking.eligible
+        by_reception = isinstance(since, datetime)
         return Waiting(
             id=id_,
-            key=key,
+            key=place.key,
             event_name=name,
             paths=asked.paths,
             criteria=_criteria(asked, own),
             expression=asked.residual,
             match=hash_,
-            eligible_from=0 if isinstance(since, datetime) else position.mark,
-            routed_since=None if isinstance(since, datetime) else position.since,
-            received_since=_received_since(since, what),
-            expires_at=expires_at,
+            eligible_from=0 if by_reception else position.mark,
+            routed_since=None if by_reception else position.since,
+            received_since=received_since,
+            expires_at=clock.now() + patience,
         )
 
     def _say_missing(self, key: str, missing: Sequence[str], match: str | None) -> None:
@@ -458,21 +584,95 @@ class Step:
             )
         self._journal.warn(key, notes.nothing_matches(trigger.name, missing))
 
-    def _answer(self, recorded: Recorded) -> Any:
+    def _answer(self, place: Place, recorded: Recorded) -> Any:
         """A recorded step's result, or its failure."""
+        place.scope.last_key = place.key
         if recorded.kind in ACTIONS:
-            self._looking.acted(recorded.mark)
+            place.scope.looking.acted(place.began, recorded.mark)
         if recorded.state == StepState.FAILED:
             raise outcomes.recall(recorded.failure)
         return recorded.value
 
-    @contextmanager
-    def _within(self, key: str) -> Iterator[None]:
-        self._inside = key
-        try:
-            yield
-        finally:
-            self._inside = ""
+    # -- branches ------------------------------------------------------------------------------
+
+    def _branches(self, place: Place, given: Sequence[Callable[[], Any]]) -> list[Branch]:
+        return [self._branch(place, number, one) for number, one in enumerate(given)]
+
+    def _branch(self, place: Place, number: int, given: Callable[[], Any]) -> Branch:
+        if isinstance(given, Deferred):
+            return self._deferred(place, given)
+        if not callable(given):
+            raise InvalidOption(
+                f"a branch is a callable without arguments, or step.later.run(…), not {given!r}; "
+                "a plain step.run(…) has been executed before its result gets here"
+            )
+        path, looking = f"{place.key}[{number}]/", place.scope.looking.branch()
+        return Branch(path, given, lambda: Scope(path, looking.branch()))
+
+    def _deferred(self, place: Place, given: Deferred) -> Branch:
+        """A branch that is one step: it has its place in this line, by the order of the branches."""
+        held = _Held(self._driver)
+        given.call(Step(self._journal, self._retries, held))
+        return Branch(held.place.key, held.drive_now, place.scope.step)
+
+
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """A step to be executed as a branch.
+
+    Attributes:
+        call: calls its tool.
+    """
+
+    call: Callable[[Step], Any]
+
+    def __call__(self) -> Any:
+        """Refuse. Raises TypeError."""
+        raise TypeError("step.later.run(…) is handed to step.parallel() or step.race(), not called")
+
+
+class Later:
+    """The tools of a `Step`, to be called by `Step.parallel` and `Step.race`."""
+
+    TOOLS = ("run", "sleep", "sleep_until", "wait_for_event", "send_event", "invoke")
+
+    def __init__(self, step: Step) -> None:
+        self._step = step
+
+    def __getattr__(self, name: str) -> Callable[..., Deferred]:
+        if name not in self.TOOLS:
+            raise AttributeError(
+                f"step.later has no {name!r}; it has {', '.join(self.TOOLS)}. A branch with several "
+                "steps is a function"
+            )
+
+        def defer(*args: Any, **kwargs: Any) -> Deferred:
+            return Deferred(lambda step: getattr(step, name)(*args, **kwargs))
+
+        return defer
+
+
+class _Held:
+    """Holds a tool, to be driven by another driver when its time has come."""
+
+    place: Place
+    make: Callable[[], Tool]
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+
+    @property
+    def scope(self) -> Scope:
+        return self._driver.scope
+
+    def check(self) -> None:
+        self._driver.check()
+
+    def drive(self, place: Place, make: Callable[[], Tool]) -> None:
+        self.place, self.make = place, make
+
+    def drive_now(self) -> Any:
+        return self._driver.drive(self.place, self.make)
 
 
 def _received_since(since: Since, what: str) -> datetime | None:

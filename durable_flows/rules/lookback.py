@@ -21,17 +21,36 @@ class Position:
 
 
 class LookBack:
-    """Follows a handler through its journal and knows where a wait at this point begins to look."""
+    """Follows a handler, or a branch of it, through its journal and knows where a wait begins to look.
+
+    Attributes:
+        trigger: the routing of the run's own event.
+        latest: the last journal entry.
+        eligible: from where the next wait looks.
+        has_acted: whether this branch has recorded an action.
+    """
 
     def __init__(self, trigger_mark: int) -> None:
         self.trigger = Position(trigger_mark)
-        self.latest = self.trigger  # of the last journal entry
-        self.eligible = self.trigger  # from where the next wait looks
+        self.latest = self.eligible = self.trigger
+        self.has_acted = False
 
-    def acted(self, mark: int) -> None:
-        """An action was recorded: waits after it look back to the entry before it."""
-        self.eligible = self.latest
-        self.latest = Position(mark)
+    def branch(self) -> LookBack:
+        """That of a branch which begins here."""
+        found = LookBack(self.trigger.mark)
+        found.latest, found.eligible = self.latest, self.eligible
+        return found
+
+    def acted(self, began: Position, mark: int) -> None:
+        """An action was recorded that began at ``began``: waits after it look back to there.
+
+        Another entry since then is of an action that went on at the same time: the reply to the one that
+        began first must not be missed either.
+        """
+        alone = began.mark >= self.latest.mark
+        self.eligible = began if alone else min(self.eligible, began, key=_mark)
+        self.latest = max(self.latest, Position(mark), key=_mark)
+        self.has_acted = True
 
     def slept(self, mark: int, until: datetime) -> None:
         """A sleep has passed that was recorded at ``mark``: from its end on."""
@@ -39,4 +58,15 @@ class LookBack:
 
     def waited(self, mark: int) -> None:
         """A wait has ended: it moves nothing, so that waits in a row miss nothing."""
-        self.latest = Position(mark)
+        self.latest = max(self.latest, Position(mark), key=_mark)
+
+    def joined(self, branch: LookBack, began: Position) -> None:
+        """A branch that began at ``began`` has ended: as one action, if it has acted."""
+        if branch.has_acted:
+            self.acted(began, branch.latest.mark)
+        else:
+            self.waited(branch.latest.mark)
+
+
+def _mark(position: Position) -> int:
+    return position.mark

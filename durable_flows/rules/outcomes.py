@@ -47,14 +47,20 @@ def after_failure(
     would fail in the same way each time.
     ``spread`` in [0, 1) is the random number behind the jitter.
     """
-    final = isinstance(error, NonRetriableError | StepError | InvalidInput)
-    if final or failures > policy.limit:
+    if _is_final(error) or failures > policy.limit:
         return GiveUp(error)
     if isinstance(error, RetryAfterError):
         return _as_asked(error)
     if not isinstance(error, policy.on):
         return GiveUp(error)
     return Retry(backoff.delay(policy, failures, spread=spread))
+
+
+def _is_final(error: BaseException) -> bool:
+    """Whether another attempt would fail as this one did; of a group, whether all would."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(_is_final(one) for one in error.exceptions)
+    return isinstance(error, NonRetriableError | StepError | InvalidInput)
 
 
 def _as_asked(error: RetryAfterError) -> Retry | GiveUp:
@@ -128,6 +134,8 @@ def recall(failure: Mapping[str, Any]) -> StepError:
 
 def _step_behind(error: BaseException) -> str:
     """The step whose failure the handler turned into this error, if it did."""
+    if isinstance(error, BaseExceptionGroup):
+        return next((step for step in map(_step_in, error.exceptions) if step), "")
     behind = error.__cause__ or error.__context__
     for _ in range(MOST_CAUSES):
         if behind is None:
@@ -136,6 +144,10 @@ def _step_behind(error: BaseException) -> str:
             return behind.step
         behind = behind.__cause__ or behind.__context__
     return ""
+
+
+def _step_in(error: BaseException) -> str:
+    return error.step if isinstance(error, StepError) else _step_behind(error)
 
 
 def _message(error: BaseException) -> str:

@@ -42,6 +42,7 @@ class StepKind(StrEnum):
     SLEEP = "sleep"
     WAIT = "wait"
     INVOKE = "invoke"
+    RACE = "race"  # which branch has decided a group
 
 
 class WaitKind(StrEnum):

@@ -67,6 +67,9 @@ def journey(calls: Counter[str]) -> Any:
             raise ConnectionError("not yet")
         return "done"
 
+    def side(name: str) -> None:
+        calls[name] += 1
+
     def book() -> None:
         calls["book"] += 1
         Group.objects.create(name=f"booked {calls['book']}")
@@ -96,6 +99,13 @@ def journey(calls: Counter[str]) -> Any:
         step.sleep("rest", "1 day")
         nothing = step.wait_for_event("silence", event="trip/never", timeout="1h")
         assert told is not None
+        step.parallel(
+            step.later.run("left", side, "left"), lambda: step.run("right", side, "right")
+        )
+        step.race(
+            step.later.wait_for_event("lost", event="trip/never", timeout="2h"),
+            lambda: step.sleep("won", "1h"),
+        )
         return [first, second, called, told.public_id == sent[0], nothing]
 
     return handler
@@ -112,7 +122,8 @@ def test_a_run_survives_a_worker_that_dies(place: str, journey: Any, calls: Coun
     assert run.state == "completed", run
     assert run.result == ["asked", "done", 1, True, None]
     assert run.step_keys == [
-        *("ask", "falter", "book", "call", "call in vain", "tell", "told", "rest", "silence")
+        *("ask", "falter", "book", "call", "call in vain", "tell", "told", "rest", "silence"),
+        *("left", "parallel[1]/right", "race[1]/won", "race"),
     ]
     assert Counter(Run.objects.values_list("flow", "state")) == {
         ("journey", "completed"): 1,
@@ -120,7 +131,7 @@ def test_a_run_survives_a_worker_that_dies(place: str, journey: Any, calls: Coun
     }
     assert StoredEvent.objects.filter(name="trip/told").count() == 1
     assert Group.objects.count() == 1  # the writes of an atomic step, however often it was called
-    expected = Counter({"ask": 1, "falter": 2, "book": 1})
+    expected = Counter({"ask": 1, "falter": 2, "book": 1, "left": 1, "right": 1})
     if again := REPEATED.get(place):
         expected[again] += 1
     assert calls == expected

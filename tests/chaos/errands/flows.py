@@ -34,7 +34,10 @@ SOON = Retries(20, backoff=Fixed("0.2s"))
     timeouts=Timeouts(finish="1h"),
 )
 def journey(event: Event, step: Step, run: Run) -> list[Any]:
-    """Acts, falters, asks somebody and waits for the answer, sleeps, waits in vain, and writes."""
+    """Acts, falters, asks somebody and waits for the answer, sleeps, waits in vain, and writes.
+
+    Then it does two things at once, and waits for a guest until it is evening.
+    """
 
     def falter() -> str:
         witness.do(run.id, "falter")
@@ -55,6 +58,15 @@ def journey(event: Event, step: Step, run: Run) -> list[Any]:
     step.sleep("rest", 0.3)
     silence = step.wait_for_event("silence", event="trip/never", match="data.trip", timeout=0.3)
     step.run("write", write, atomic=True)
+    step.parallel(
+        step.later.run("fold", witness.do, run.id, "fold"),
+        lambda: step.run("wash", witness.do, run.id, "parallel[1]/wash"),
+        step.later.sleep("dry", 0.1),
+    )
+    step.race(
+        step.later.wait_for_event("guest", event="trip/never", timeout="1h"),
+        lambda: step.sleep("evening", 0.2),
+    )
     step.run("unpack", witness.do, run.id, "unpack")
     return [faltered, answer and answer.data["trip"], silence]
 

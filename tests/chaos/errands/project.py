@@ -166,7 +166,9 @@ class Project:
             )
         )
         assert ends == expected_ends(trips)
-        assert self._steps_of("journey") == {JOURNEY}
+        journeys = self._steps_of("journey")
+        assert {keys[: len(ALONG)] for keys in journeys} == {ALONG}
+        assert {frozenset(keys[len(ALONG) :]) for keys in journeys} == {TOGETHER}
         assert self._steps_of("broken") == {("work",)}
         sent = dict(self.query("SELECT name, count(*) FROM durable_flows_event GROUP BY 1"))
         assert sent["trip/asked"] == sent["trip/answered"] == trips
@@ -202,12 +204,20 @@ class Project:
         return Counter({step: n - recorded.get(step, 0) for step, n in done.items()})
 
     def in_hand(self, pids: Collection[int]) -> Counter[tuple[str, str]]:
-        """What these processes did last: (run, step) → how many of them."""
-        last = {pid: (run, step) for pid, run, step in self.seen("pid, run::text, step")}
-        return Counter(step for pid, step in last.items() if pid in pids)
+        """What these processes did last: (run, step) → how many of them. Twins are done at once."""
+        hands: dict[int, list[tuple[str, str]]] = {}
+        for pid, run, step in self.seen("pid, run::text, step"):
+            hand = hands.setdefault(pid, [])
+            if {step, *(other for _, other in hand)} != TWINS:
+                hand.clear()
+            hand.append((run, step))
+        return Counter(step for pid, hand in hands.items() if pid in pids for step in hand)
 
 
-JOURNEY = ("pack", "falter", "ask", "answer", "rest", "silence", "write", "unpack")
+#: The steps of a journey: one after the other, and then those whose order is anybody's guess.
+ALONG = ("pack", "falter", "ask", "answer", "rest", "silence", "write")
+TWINS = {"fold", "parallel[1]/wash"}
+TOGETHER = frozenset({*TWINS, "dry", "race[1]/evening", "race", "unpack"})
 
 
 def expected_ends(trips: int) -> Counter[tuple[Any, ...]]:

@@ -1,0 +1,93 @@
+"""How the tools look to a type checker in a handler that is written with ``async def``.
+
+Declarations only. What handlers get, and what each tool does, is `tools.Step`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from datetime import date, datetime, timedelta
+from typing import Any, Literal, Protocol, TypeVar, overload
+
+from durable_flows.engine.tools import MAX_IN_FLIGHT, Later, Since
+from durable_flows.registry import Flow
+from durable_flows.rules.backoff import Retries
+from durable_flows.rules.events import Event
+
+T = TypeVar("T")
+Awaited = Coroutine[Any, Any, T]
+
+
+class AsyncStep(Protocol):
+    """The steps of a run, each awaited; see `Step`."""
+
+    @overload
+    def run(
+        self,
+        id: str,
+        fn: Callable[..., Awaitable[T]],
+        /,
+        *args: Any,
+        retries: int | Retries | None = None,
+        **kwargs: Any,
+    ) -> Awaited[T]: ...
+    @overload
+    def run(
+        self,
+        id: str,
+        fn: Callable[..., T],
+        /,
+        *args: Any,
+        retries: int | Retries | None = None,
+        atomic: bool | None = None,
+        **kwargs: Any,
+    ) -> Awaited[T]: ...
+    @overload
+    def run(
+        self, id: str, /, *, retries: int | Retries | None = None, atomic: bool | None = None
+    ) -> Callable[[Callable[[], Any]], Awaited[Any]]: ...
+
+    def sleep(self, id: str, duration: str | float | timedelta) -> Awaited[None]: ...
+
+    def sleep_until(self, id: str, moment: datetime | date | str) -> Awaited[None]: ...
+
+    def wait_for_event(
+        self,
+        id: str,
+        *,
+        event: str,
+        timeout: str | float | timedelta,
+        match: str | None = None,
+        if_: str | None = None,
+        since: Since = None,
+    ) -> Awaited[Event | None]: ...
+
+    def send_event(self, id: str, events: Event | Sequence[Event]) -> Awaited[list[str]]: ...
+
+    def invoke(
+        self,
+        id: str,
+        flow: Flow | str,
+        data: dict[str, Any] | None = None,
+        *,
+        user: dict[str, Any] | None = None,
+        v: str | None = None,
+        timeout: str | float | timedelta | None = None,
+        key: str | None = None,
+        on_parent_cancel: Literal["cancel", "abandon"] = "cancel",
+    ) -> Awaited[Any]: ...
+
+    def parallel(
+        self,
+        *branches: Callable[[], Any],
+        max_in_flight: int = MAX_IN_FLIGHT,
+        on_error: Literal["wait", "stop"] = "wait",
+    ) -> Awaited[list[Any]]: ...
+
+    def race(self, *branches: Callable[[], Any]) -> Awaited[Any]: ...
+
+    @property
+    def later(self) -> Later: ...
+
+    @property
+    def idempotency_key(self) -> str: ...

@@ -1,0 +1,435 @@
+"""Drives the tools of a handler that is written with ``async def``: its branches are tasks.
+
+The event loop runs in a thread of its own; the slice's own thread sits at the desk. A tool that suspends
+never resolves, until its time has come or the slice ends: an exception would make a `TaskGroup` cancel
+its neighbours in the middle of a step. Once no step is in flight and the loop has come to rest, the slice
+ends, and whatever still waits is cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from contextvars import Context, copy_context
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+from asgiref.sync import ThreadSensitiveContext, async_to_sync, sync_to_async
+from django.db import connections
+
+from durable_flows.engine import scopes
+from durable_flows.engine.desk import LOOK, Desk, Note
+from durable_flows.engine.journal import Journal
+from durable_flows.engine.scopes import (
+    ENDS_OF_A_SLICE,
+    Call,
+    End,
+    Ends,
+    Place,
+    Scope,
+    Together,
+    Tool,
+    Write,
+)
+from durable_flows.errors import Suspend
+from durable_flows.rules import clock
+
+THREADS = 32  # of one slice, for the plain functions of its steps
+ROUNDS = 200  # of the loop, without a step, after which nothing goes on any more
+CANCELS = 10  # of tasks that do not end when they are cancelled
+
+
+@dataclass(eq=False, slots=True)
+class _Asked:
+    """What a tool asks of the slice's own thread.
+
+    Attributes:
+        answer: resolves in the loop once it has come to something.
+        scope: the branch that waits for it.
+        until: when it is to be tried again, once it has suspended; None: not in this slice.
+    """
+
+    work: Callable[[], Any]
+    answer: asyncio.Future[Any]
+    scope: Scope | None
+    until: datetime | None = None
+
+
+class Tasks:
+    """Drives tools in the tasks that await them.
+
+    Args:
+        journal: of the slice.
+        main: the handler's main line.
+        alone: everything but coroutines happens in the slice's own thread: no other thread sees the
+            rows of an open transaction.
+    """
+
+    def __init__(self, journal: Journal, main: Scope, *, alone: bool) -> None:
+        self._journal = journal
+        self._main = main
+        self._alone = alone
+        self._desk = Desk()
+        self._nudges = journal.nudges
+        self._threads = ThreadPoolExecutor(THREADS, "durable-flows-step")
+        self._parked: set[_Asked] = set()
+        self._groups: set[asyncio.Event] = set()
+        self._in_flight = 0
+        self._is_over = False
+        self._rests: asyncio.Event
+        self._loop: asyncio.AbstractEventLoop
+
+    # -- in the slice's own thread -------------------------------------------------------------
+
+    def play(self, handler: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+        """Execute the handler.
+
+        Raises:
+            Suspend: nothing goes on before then.
+            BaseException: another signal that ends the slice, or what the handler raised.
+        """
+        try:
+            result = self._play(handler, arguments)
+        except asyncio.CancelledError:
+            if not self._is_over:
+                raise
+            raise self._end() from None
+        finally:
+            self._desk.close()
+            self._threads.shutdown(wait=False)
+            if self._is_over:
+                self._main.stopped = self._end()
+        return result
+
+    def _end(self) -> Suspend:
+        """What ends a slice in which nothing goes on any more. Raises another signal, if one came."""
+        self._journal.check()
+        return Suspend(min(asked.until for asked in self._parked if asked.until is not None))
+
+    def _play(self, handler: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+        if self._alone:
+            return async_to_sync(self._execute)(handler, arguments)
+        done: Future[Any] = Future()
+
+        def work() -> None:
+            try:
+                with asyncio.Runner(loop_factory=lambda: _Loop(self)) as runner:
+                    done.set_result(runner.run(self._execute(handler, arguments)))
+            except BaseException as error:
+                done.set_exception(error)
+            self._desk.put(Note(lambda: None))
+
+        loop = threading.Thread(
+            target=copy_context().run, args=(work,), name="durable-flows-loop", daemon=True
+        )
+        loop.start()
+        while not done.done():
+            self._desk.sit(self._seconds())
+            self._wake()
+        loop.join()
+        return done.result()
+
+    def _seconds(self) -> float:
+        """How long nobody needs to be woken."""
+        until = min((asked.until for asked in self._waiting()), default=None)
+        return LOOK if until is None else max(0.0, min(LOOK, clock.real_seconds_until(until)))
+
+    def _waiting(self) -> list[Any]:
+        return [asked for asked in list(self._parked) if asked.until is not None]
+
+    def _wake(self) -> None:
+        """Try again what has suspended, if its time has come; all of it if the run was woken."""
+        waiting = self._waiting()
+        if not waiting or self._journal.stopped is not None:
+            return
+        nudges = self._journal.look_for_nudges()
+        was_woken, self._nudges = nudges != self._nudges, nudges
+        now = clock.now()
+        for asked in waiting:
+            if was_woken or asked.until <= now:
+                self._in_loop(partial(self._unpark, asked))
+                self._in_loop(self._try(asked))
+
+    def _try(self, asked: _Asked) -> Callable[[], None]:
+        """Do what a tool asks for. Returns what is to be done in the loop: a signal parks it."""
+        try:
+            found = asked.work()
+        except Suspend as signal:
+            return partial(self._park, asked, signal.until)
+        except ENDS_OF_A_SLICE as signal:
+            self._journal.stopped = self._journal.stopped or signal
+            return partial(self._park, asked, None)
+        except BaseException as error:
+            return partial(self._answer, asked, None, error)
+        return partial(self._answer, asked, found, None)
+
+    def _in_loop(self, call: Callable[[], None]) -> None:
+        with suppress(RuntimeError):  # the handler has ended, and nobody waits for it
+            self._loop.call_soon_threadsafe(call)
+
+    # -- in the event loop: what tools want --------------------------------------------------------
+
+    @property
+    def scope(self) -> Scope:
+        """The line of the handler that the calling code is in."""
+        return scopes.here() or self._main
+
+    def check(self) -> None:
+        """Nothing to raise here: once the slice has ended, tools are cancelled when they are awaited."""
+
+    def drive(self, place: Place, make: Callable[[], Tool]) -> Coroutine[Any, Any, Any]:
+        """Do what a tool asks for, and return its result."""
+        return self._drive(make())
+
+    async def _drive(self, tool: Tool) -> Any:
+        try:
+            wanted = next(tool)
+            while True:
+                try:
+                    found = await self._take(wanted)
+                except asyncio.CancelledError:
+                    tool.close()
+                    raise
+                except BaseException as error:
+                    wanted = tool.throw(error)
+                else:
+                    wanted = tool.send(found)
+        except StopIteration as end:
+            return end.value
+
+    async def _take(self, wanted: Write | Call | Together) -> Any:
+        if isinstance(wanted, Write):
+            return await self._ask(wanted.work)
+        if isinstance(wanted, Call):
+            return await self._call(wanted)
+        return await self._together(wanted)
+
+    async def _ask(self, work: Callable[[], Any]) -> Any:
+        if self._is_over:
+            raise asyncio.CancelledError
+        asked = _Asked(work, self._loop.create_future(), scopes.here())
+        self.departs()
+        if self._alone:
+            await self._try_alone(asked)
+        else:
+            self._desk.put(Note(lambda: self._in_loop(self._try(asked))))
+        return await asked.answer
+
+    async def _try_alone(self, asked: _Asked) -> None:
+        try:
+            then = await sync_to_async(self._try)(asked)
+        except asyncio.CancelledError:
+            self.lands()
+            raise
+        then()
+
+    def _answer(self, asked: _Asked, found: Any, error: BaseException | None) -> None:
+        if asked.answer.cancelled():
+            pass
+        elif error is None:
+            asked.answer.set_result(found)
+        else:
+            asked.answer.set_exception(error)
+        self.lands()
+
+    def _park(self, asked: _Asked, until: datetime | None) -> None:
+        """Let it rest; it is none of the run's waits any more if whoever awaits it is cancelled."""
+        if not asked.answer.cancelled():
+            asked.until = until
+            self._parked.add(asked)
+            asked.answer.add_done_callback(lambda _: self._forget(asked))
+        for group in self._groups:
+            group.set()  # there may be room for one more branch
+        self.lands()
+
+    def _unpark(self, asked: _Asked) -> None:
+        self._parked.discard(asked)
+        self.departs()
+
+    def _forget(self, asked: _Asked) -> None:
+        if not self._is_over:
+            self._parked.discard(asked)
+
+    def departs(self) -> None:
+        """Something is in flight: the slice does not end before it lands."""
+        self._in_flight += 1
+
+    def lands(self) -> None:
+        """Something that was in flight is so no more."""
+        self._in_flight -= 1
+        if not self._in_flight:
+            self._rests.set()
+
+    async def _call(self, wanted: Call) -> Any:
+        self.departs()
+        try:
+            with scopes.within(wanted.key):
+                if wanted.is_async:
+                    return await self._apart(wanted.work)
+                result = await self._in_a_thread(wanted.work)
+                if hasattr(result, "__await__"):
+                    return await self._apart(lambda: result)
+                return result
+        finally:
+            self.lands()
+
+    async def _in_a_thread(self, work: Callable[[], Any]) -> Any:
+        if self._alone:
+            return await sync_to_async(work)()
+        context = copy_context()
+
+        def call() -> Any:
+            try:
+                return context.run(work)
+            finally:
+                connections.close_all()
+
+        return await self._loop.run_in_executor(self._threads, call)
+
+    async def _apart(self, work: Callable[[], Any]) -> Any:
+        """Await a step's coroutine; what it asks of the ORM has a thread of its own."""
+        async with ThreadSensitiveContext():
+            return await self._with_orm(work())
+
+    async def _with_orm(self, coroutine: Awaitable[Any]) -> Any:
+        """Await it, and close the connections of the thread that has worked for it."""
+        try:
+            return await coroutine
+        finally:
+            if not self._alone:
+                await sync_to_async(connections.close_all)()
+
+    async def _together(self, wanted: Together) -> Ends:
+        waiting = deque(range(len(wanted.branches)))
+        going: dict[asyncio.Task[End], int] = {}
+        ends: Ends = {}
+        room = asyncio.Event()
+        self._groups.add(room)
+        try:
+            while not wanted.is_enough(ends):
+                while waiting and self._has_room(going, wanted.most):
+                    number = waiting.popleft()
+                    going[self._start(wanted, number)] = number
+                room.clear()
+                await _first_of(going, room)
+                for task in [task for task in going if task.done()]:
+                    ends[going.pop(task)] = task.result()
+            return ends
+        finally:
+            self._groups.discard(room)
+            for task in going:
+                task.cancel()
+
+    def _has_room(self, going: Mapping[asyncio.Task[End], int], most: int) -> bool:
+        """Whether one more branch may begin: those that have suspended do not count."""
+        asleep = {id(asked.scope) for asked in self._parked}
+        return sum(task.get_name() not in map(str, asleep) for task in going) < most
+
+    def _start(self, wanted: Together, number: int) -> asyncio.Task[End]:
+        branch = wanted.branches[number]
+        scope = branch.scope()
+
+        async def work() -> End:
+            try:
+                value = branch.work()
+                return End(scope, await value if hasattr(value, "__await__") else value)
+            except Exception as error:
+                return End(scope, error=error)
+
+        context = copy_context()
+        scopes.enter(scope, context)
+        # Not by the factory: this branch has a scope. Its name tells it from others.
+        return asyncio.Task(work(), loop=self._loop, name=str(id(scope)), context=context)
+
+    # -- in the event loop: the handler as a whole -----------------------------------------------
+
+    async def _execute(self, handler: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+        """The handler, until it ends or nothing goes on any more."""
+        self._loop = asyncio.get_running_loop()
+        self._rests = asyncio.Event()
+        self._loop.set_task_factory(self._begin)  # type: ignore[arg-type]
+        with scopes.main_line():
+            main = asyncio.Task(self._with_orm(handler(**arguments)), loop=self._loop)
+            watch = asyncio.Task(self._until_nothing_goes_on(), loop=self._loop)
+        await asyncio.wait({main, watch}, return_when=asyncio.FIRST_COMPLETED)
+        self._is_over = not main.done()
+        await _cancel_all()
+        return await main
+
+    async def _until_nothing_goes_on(self) -> None:
+        """Come to an end once nothing is in flight, something is parked, and the loop is at rest."""
+        while True:
+            await self._rests.wait()
+            self._rests.clear()
+            if await self._is_at_rest() and self._parked:
+                return
+
+    async def _is_at_rest(self) -> bool:
+        """Whether the handler does nothing more by itself; from one step to the next is some rounds."""
+        for _ in range(ROUNDS):
+            await asyncio.sleep(0)
+            if self._in_flight:
+                return False
+        return True
+
+    def _begin(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        coroutine: Coroutine[Any, Any, Any],
+        /,
+        *,
+        context: Context | None = None,
+        **options: Any,
+    ) -> asyncio.Task[Any]:
+        """A task that the handler's code begins is a branch; one of a step's function is none."""
+        context = copy_context() if context is None else context
+        parent = context.run(scopes.here) or self._main
+        if context.run(scopes.inside):
+            return asyncio.Task(coroutine, loop=loop, context=context, **options)
+        scope, began = parent.task(), parent.looking.latest
+        scopes.enter(scope, context)
+        task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, context=context, **options)
+        task.add_done_callback(lambda _: parent.looking.joined(scope.looking, began))
+        return task
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """Counts as in flight what is done for it in threads: the ORM between two steps."""
+
+    def __init__(self, tasks: Tasks) -> None:
+        super().__init__()
+        self._tasks = tasks
+
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Any, func: Any, *args: Any
+    ) -> asyncio.Future[Any]:
+        self._tasks.departs()
+        future: asyncio.Future[Any] = super().run_in_executor(executor, func, *args)
+        future.add_done_callback(lambda _: self._tasks.lands())
+        return future
+
+
+async def _first_of(going: Mapping[asyncio.Task[End], int], room: asyncio.Event) -> None:
+    """Wait until a branch has ended, or there may be room for one more."""
+    until_room = asyncio.Task(room.wait())
+    try:
+        await asyncio.wait({*going, until_room}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        until_room.cancel()
+
+
+async def _cancel_all() -> None:
+    """Cancel whatever is left; who catches that, more than once."""
+    for _ in range(CANCELS):
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        if not left:
+            return
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left, timeout=1.0)

@@ -1,0 +1,97 @@
+"""A slice with branches, and what comes from outside meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from unittest.mock import patch
+
+from durable_flows import Step, flow
+from durable_flows.engine import execute, in_threads, journal
+from durable_flows.engine.history import Claim
+from durable_flows.models import Run, Wait
+from durable_flows.testing import send
+from tests.races.scenario import Scenario, Twin, cutting
+from tests.races.stage import claimed, routing, slice_of
+
+
+def _one_thread() -> AbstractContextManager[object]:
+    """Branches are executed one after the other: schedules can be repeated."""
+    return patch.object(execute, "_is_alone", lambda: True)
+
+
+def decision_against_event() -> Scenario:
+    """A race is decided, while an event comes that a loser waits for."""
+
+    @flow("asks", on="asked")
+    def asks(step: Step) -> str:
+        won = step.race(
+            step.later.wait_for_event("reply", event="replied", timeout="1h"),
+            step.later.run("work", str, "worked"),
+        )
+        return won if won == "worked" else "replied"
+
+    def stage() -> Claim:
+        run = claimed("asked")
+        send("replied")
+        return run
+
+    def holds(run: Claim, _: Sequence[object]) -> str:
+        result, wait = Run.objects.get(pk=run.run_id).result, Wait.objects.get()
+        assert (wait.outcome == "event") == (wait.event_id is not None), "it has ended twice"
+        return f"{result} {wait.outcome}"
+
+    return Scenario(
+        stage=stage,
+        actors=[("slice", slice_of), ("router", routing)],
+        holds=holds,
+        outcomes=frozenset({'"worked" closed', '"worked" event'}),
+        meanwhile=_one_thread,
+        twins=[
+            Twin(
+                without="closing only what nothing has ended",
+                rewrite=cutting(r" AND settled_at IS NULL", of="outcome = 'closed' WHERE id"),
+            ),
+        ],
+    )
+
+
+def nudge_seen_against_event() -> Scenario:
+    """A branch waits while another executes, and the slice sees that the run was woken."""
+
+    @flow("asks", on="asked")
+    def asks(step: Step) -> object:
+        found, _ = step.parallel(
+            step.later.wait_for_event("reply", event="replied", timeout="1h"),
+            step.later.run("work", str, "worked"),
+            max_in_flight=1,
+        )
+        return found and found.name
+
+    def stage() -> Claim:
+        run = claimed("asked")
+        send("replied")
+        return run
+
+    def holds(run: Claim, _: Sequence[object]) -> str:
+        assert Run.objects.get(pk=run.run_id).result == '"replied"', "the event is lost"
+        return "event"
+
+    def see_and_go_on(group: in_threads._Group) -> None:
+        group._desk.do(group._journal.look_for_nudges)
+
+    return Scenario(
+        stage=stage,
+        actors=[("slice", slice_of), ("router", routing)],
+        holds=holds,
+        meanwhile=lambda: patch.object(journal, "LOOK_AGAIN", 0.0),
+        twins=[
+            Twin(
+                without="another look by those who wait, after a nudge",
+                patch=lambda: patch.object(in_threads._Group, "_wake", see_and_go_on),
+            ),
+        ],
+    )
+
+
+RACES = [decision_against_event, nudge_seen_against_event]
