@@ -8,6 +8,7 @@ in a registry and with tables of their own. Comments above a block, which no rea
 ``<!-- setup: code -->``        executed before it; what it defines, the block may use
 ``<!-- raises: InvalidKey -->``  the block raises this error
 ``<!-- then: code -->``         below it: executed after it, to see that the claim holds
+``<!-- from: a/file.py -->``    the block is not executed: it quotes this file
 ==============================  ===============================================================
 
 A ``setup`` may define ``FIXTURES``, a dict, for the tests of its block, and a ``then`` finds in ``results``
@@ -43,7 +44,7 @@ from durable_flows.testing import RunView, advance, crash_after, drain, run_of, 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 
-DIRECTIVES = ("continues", "setup", "then", "raises")
+DIRECTIVES = ("continues", "setup", "then", "raises", "from")
 #: Comments of the README that mean something to somebody else.
 FOREIGN = ("demo command", "test command")
 
@@ -74,6 +75,18 @@ class Block:
         """The file that the block's first line names: ``# club/flows.py``."""
         found = re.match(r"(?:#|<!--) ([\w/]+\.(?:py|html))\b", self.text)
         return found[1] if found else ""
+
+    @property
+    def is_executed(self) -> bool:
+        """Whether `play` executes it: not what belongs to settings, to a package, or to another file."""
+        executed = self.language in ("python", "sql") and "from" not in self.directives
+        return executed and not self.is_settings and not self.is_package
+
+    def misquoted(self) -> list[str]:
+        """The definitions that the file it quotes does not have, or not in these words."""
+        quoted = (ROOT / self.directives["from"]).read_text()
+        definitions = re.split(r"\n\n+(?=\S)", self.text.strip("\n"))
+        return [part for part in definitions if f"\n{part}\n" not in quoted]
 
     @property
     def is_package(self) -> bool:
@@ -213,11 +226,7 @@ def play(section: Section, fixture: Callable[[str], Any]) -> None:
     namespace: dict[str, Any] = {"__name__": f"docs.{section.path.stem}", **STAND_INS}
     with registry.isolated(), celery_as_it_was():
         for block in section.blocks:
-            if (
-                block.language in ("python", "sql")
-                and not block.is_settings
-                and not block.is_package
-            ):
+            if block.is_executed:
                 _play(block, namespace, fixture)
 
 

@@ -60,9 +60,7 @@ def place(thing: Any) -> str:
 
 def plays(section: Section) -> bool:
     # The tutorial builds a project, which has a test of its own.
-    return section.path != TUTORIAL and any(
-        block.language in ("python", "sql") for block in section.blocks
-    )
+    return section.path != TUTORIAL and any(block.is_executed for block in section.blocks)
 
 
 @pytest.mark.django_db
@@ -103,6 +101,11 @@ def test_the_tutorial_makes_a_project_that_works(tmp_path: Path) -> None:
     tests = TUTORIAL.read_text().count("def test_")
     assert f"Ran {tests} tests" in python("manage.py", "test")
     assert tests
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if "from" in b.directives], ids=place)
+def test_what_a_page_quotes_stands_in_its_file(block: Block) -> None:
+    assert block.misquoted() == []
 
 
 def test_no_block_is_overlooked() -> None:
