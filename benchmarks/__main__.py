@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from benchmarks import (
+    branches,
     claim_backlog,
     lookback_many,
     replay_1000,
@@ -34,6 +35,7 @@ QUESTIONS: dict[str, Question] = {
         settle_many.QUESTION,
         lookback_many.QUESTION,
         replay_1000.QUESTION,
+        *branches.QUESTIONS,
         *claim_backlog.QUESTIONS,
         statements.QUESTION,
     )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+
 from benchmarks.stamps import stamp
-from durable_flows import Event, Step, flow
+from durable_flows import AsyncStep, Event, Step, flow
 
 MANY_STEPS = "benchmarks/many.steps"
 THREE_STEPS = "benchmarks/three.steps"
@@ -12,6 +15,8 @@ RESUMED = "benchmarks/resumed"
 WAITING = "benchmarks/waiting"
 REPLAYED = "benchmarks/replayed"
 AWAITED = "benchmarks/awaited"
+PARALLEL = "benchmarks/parallel"
+GATHERED = "benchmarks/gathered"
 
 
 def noop() -> None:
@@ -53,3 +58,14 @@ def replayed(event: Event, step: Step) -> None:
     for number in range(event.data["recorded"]):
         step.run(f"s{number}", noop)
     step.run("new", stamp)
+
+
+@flow("parallel", on=PARALLEL)
+def parallel(event: Event, step: Step) -> None:
+    step.parallel(*[step.later.run(f"s{n}", time.sleep, 0.2) for n in range(event.data["count"])])
+
+
+@flow("gathered", on=GATHERED)
+async def gathered(event: Event, step: AsyncStep) -> None:
+    steps = [step.run(f"s{n}", asyncio.sleep, 0.1) for n in range(event.data["count"])]
+    await asyncio.gather(*steps)

@@ -31,6 +31,8 @@ TARGETS = {
     "settle_many": "≤ 1.5",
     "lookback_many": "≤ 2",
     "replay_1000": "≤ 10",
+    "parallel_steps": "≤ 2",
+    "async_steps": "≤ 3",
     "claim_backlog": "≤ 2",
     "claim_backlog_snapshot": "≤ 2",
     "statements": "≤ 1",
