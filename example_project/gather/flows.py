@@ -9,17 +9,21 @@ from django.core.mail import send_mail
 from durable_flows import Event, NonRetriableError, Step, flow
 from example_project.gather.models import Customer
 
+QUESTIONS = ("mail/welcome.wanted", "billing/trial.wanted", "sales/contact.wanted")
+ANSWERS = ("mail/welcome.sent", "billing/trial.started", "sales/contact.added")
+
 
 @flow("take-in", on="customer/signed-up")
 def take_in(event: Event, step: Step) -> dict[str, Any]:
-    """Ask all three, then wait for each; whoever keeps silent for five minutes is named."""
-    questions = ("mail/welcome.wanted", "billing/trial.wanted", "sales/contact.wanted")
-    step.send_event("ask", [Event(name, event.data) for name in questions])
-    answers = {
-        name: step.wait_for_event(name, event=name, match="data.customer_id", timeout="5m")
-        for name in ("mail/welcome.sent", "billing/trial.started", "sales/contact.added")
-    }
-    missing = [name for name, answer in answers.items() if answer is None]
+    """Ask all three, wait for all three; whoever keeps silent for five minutes is named."""
+    step.send_event("ask", [Event(name, event.data) for name in QUESTIONS])
+    answers = step.parallel(
+        *[
+            step.later.wait_for_event(name, event=name, match="data.customer_id", timeout="5m")
+            for name in ANSWERS
+        ]
+    )
+    missing = [name for name, answer in zip(ANSWERS, answers, strict=True) if answer is None]
     if not missing:
         step.run("complete", note, event.data["customer_id"], "complete", atomic=True)
     return {"missing": missing}
