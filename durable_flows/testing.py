@@ -164,18 +164,18 @@ def advance(by: str | float | timedelta, *, play: bool = True) -> None:
     """Move the clock forward, stopping wherever a timer falls due.
 
     Args:
-        by: ``"24h"``, a timedelta or seconds.
+        by: ``"24h"``, a timedelta or seconds. The time that steps take comes on top of it, so that
+            a run of two sleeps of a day has ended after two days, not a moment later.
         play: whether to drain at each stop and at the end; otherwise the clock jumps, and nothing
             is executed, as if all workers were away.
     """
-    delta = durations.parse(by, what="advance()")
+    left = durations.parse(by, what="advance()")
     if play:
         _play()  # what starts now starts its timers now
-    target = clock.now() + delta
-    while play and (moment := _next_timer()) is not None and moment <= target:
-        _move_to(moment)
+    while play and (moment := _next_timer()) is not None and moment - clock.now() <= left:
+        left -= _move_to(moment)
         _play()
-    _move_to(target)
+    _move_to(clock.now() + left)
     if play:
         _play()
 
@@ -302,10 +302,12 @@ def _next_timer() -> datetime | None:
     return min((moment for moment in moments if moment is not None), default=None)
 
 
-def _move_to(moment: datetime) -> None:
+def _move_to(moment: datetime) -> timedelta:
+    """Move the clock, and return by how much."""
     by = max(timedelta(0), moment - clock.now())
     leases.move(by)
     clock.advance(by)
+    return by
 
 
 def _view(run: Run) -> RunView:

@@ -127,6 +127,20 @@ def test_advance_stops_at_each_timer():
     assert timedelta(hours=24) <= seen[0] - begun < timedelta(hours=24, minutes=1)
 
 
+def test_advancing_by_the_sum_of_sleeps_reaches_the_end_of_the_last_however_long_steps_take():
+    @flow("chain", on="go")
+    def chain(event, step):
+        for _ in range(3):
+            step.run("work", lambda: clock.advance(timedelta(minutes=1)))
+            step.sleep("a-day", "1 day")
+
+    run = played()
+    advance("2 days 23h")
+    assert again(run).activity == "waiting"
+    advance("1h")
+    assert again(run).state == "completed"
+
+
 def test_advance_stops_at_each_timer_though_a_worker_dies_at_one():
     seen: list[datetime] = []
 
