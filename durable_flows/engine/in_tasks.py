@@ -9,6 +9,7 @@ ends, and whatever still waits is cancelled.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -270,7 +271,7 @@ class Tasks:
         self.departs()
         try:
             with scopes.within(wanted.key):
-                if wanted.is_async:
+                if inspect.iscoroutinefunction(wanted.work):
                     return await self._apart(wanted.work)
                 result = await self._in_a_thread(wanted.work)
                 if hasattr(result, "__await__"):

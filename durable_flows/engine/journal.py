@@ -155,16 +155,28 @@ class Journal:
     # -- reading ---------------------------------------------------------------------------
 
     def begin(self, key: str) -> Recorded | None:
-        """What is recorded of a step that may begin now.
+        """What is recorded of a step; None if it may begin now.
 
         Raises:
             HandBack: this worker is to begin nothing more.
             LeaseLost, CancelAsked: the slice has stopped.
+            Suspend: its next attempt is to be made later, whatever woke the run.
+            LimitExceeded: the run has no room for one more step.
         """
         self.check()
         if self._told_to_stop():
             raise self._stop(HandBack())
-        return self._steps.get(key)
+        step = self._steps.get(key)
+        if step is None:
+            self._hold_off(key)
+            self.check_room(key)
+        return step
+
+    def _hold_off(self, key: str) -> None:
+        failures = self.failures(key)
+        next_at = failures[-1].next_at if failures else None
+        if next_at is not None and next_at > clock.now():
+            self.suspend(next_at)
 
     def failures(self, key: str) -> Sequence[Failure]:
         """The failed attempts at ``key`` in this generation of the run, oldest first."""
@@ -178,8 +190,9 @@ class Journal:
 
     def in_transaction(self) -> bool:
         """Whether the calling thread has opened a transaction in which a write would be no commit."""
-        wrapper = sql.connection()
-        return sql.depth(wrapper) != (self._depth if wrapper is self._wrapper else sql.NO_DEPTH)
+        if self._is_own_thread:
+            return sql.depth(self._wrapper) != self._depth
+        return sql.depth(sql.connection()) != sql.NO_DEPTH
 
     # -- writing ---------------------------------------------------------------------------
 

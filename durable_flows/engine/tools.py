@@ -7,7 +7,6 @@ written with ``async def``. A step has its place, and so its key, when it is cal
 
 from __future__ import annotations
 
-import inspect
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -428,10 +427,9 @@ class Step:
         return self._driver.drive(place, tool)
 
     def _execute(self, key: str, work: Callable[[], Any], policy: Retries) -> Tool:
-        yield Write(lambda: self._may_begin(key))
         started_at = clock.now()
         try:
-            result = yield Call(work, key, inspect.iscoroutinefunction(work))
+            result = yield Call(work, key)
             failpoints.reach("step_ran", key)
             output = encode(result, key)
         except ENDS_OF_A_SLICE:
@@ -449,7 +447,6 @@ class Step:
         return (yield Write(lambda: self._failed(key, failure, policy, started_at)))
 
     def _execute_atomically(self, key: str, work: Callable[[], Any], policy: Retries) -> Tool:
-        yield Write(lambda: self._may_begin(key))
         started_at = clock.now()
 
         def call() -> str:
@@ -469,14 +466,6 @@ class Step:
         else:
             return (yield Write(lambda: self._journal.keep(*written)))
         return (yield Write(lambda: self._failed(key, failure, policy, started_at)))
-
-    def _may_begin(self, key: str) -> None:
-        """An attempt that is to be made later is not made now, whatever woke the run."""
-        failures = self._journal.failures(key)
-        next_at = failures[-1].next_at if failures else None
-        if next_at is not None and next_at > clock.now():
-            self._journal.suspend(next_at)
-        self._journal.check_room(key)
 
     def _failed(
         self, key: str, error: BaseException, policy: Retries, started_at: datetime

@@ -47,10 +47,13 @@ class LookBack:
         Another entry since then is of an action that went on at the same time: the reply to the one that
         began first must not be missed either.
         """
+        self.has_acted = True
+        if began is self.latest:  # as a rule
+            self.eligible, self.latest = began, Position(mark)
+            return
         alone = began.mark >= self.latest.mark
         self.eligible = began if alone else min(self.eligible, began, key=_mark)
         self.latest = max(self.latest, Position(mark), key=_mark)
-        self.has_acted = True
 
     def slept(self, mark: int, until: datetime) -> None:
         """A sleep has passed that was recorded at ``mark``: from its end on."""
