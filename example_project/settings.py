@@ -37,6 +37,8 @@ STORIES = [
     "example_project.request_reply",
     "example_project.choreography",
     "example_project.routing",
+    "example_project.orders",
+    "example_project.payments",
 ]
 
 INSTALLED_APPS = [

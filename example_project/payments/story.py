@@ -1,0 +1,21 @@
+"""One payment is made, one is refunded because it cannot be entered, one is refused by the bank."""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+from durable_flows.testing import drain, send
+
+
+def play() -> None:
+    """Three payments."""
+    for amount in (120, 123, 5_000):
+        send("payment/initiated", {"payment_id": uuid4().hex, "amount": amount})
+    drain()
+
+
+ENDED = [
+    "process-payment completed (charge-card, enter, tell)",
+    "process-payment failed (charge-card, enter, refund, tell)",
+    "process-payment failed (charge-card, refund, tell)",
+]
