@@ -265,6 +265,10 @@ class LimitExceeded(NonRetriableError):
     """A run went over one of its limits."""
 
 
+class UndoFailed(NonRetriableError):
+    """A run failed, and a step of its saga could not be undone."""
+
+
 class PoisonRun(NonRetriableError):
     """The run's worker died each time that it executed this run."""
 

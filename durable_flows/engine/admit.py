@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from durable_flows.engine import failpoints, notes, signatures, sql, stored
+from durable_flows.engine import failpoints, notes, sagas, signatures, sql, stored
 from durable_flows.engine.stored import Routed
 from durable_flows.errors import UnknownRun
 from durable_flows.models import Admission, Due, Run, Wait
@@ -340,11 +340,21 @@ def _insert_cancel_waits(waits: Sequence[CancelWait]) -> None:
 
 
 def _forget_failed_step(run_id: uuid.UUID, error: str | None) -> None:
+    """What failed is tried again; and what was undone because of it."""
     key = payload.loads(error or "{}").get("step", "")
     sql.execute(
         "DELETE FROM durable_flows_step WHERE run_id = %(run)s AND key = %(key)s "
         "AND state = 'failed'",
         {"run": run_id, "key": key},
+    )
+    sql.execute(
+        "DELETE FROM durable_flows_step WHERE run_id = %(run)s "
+        "AND EXISTS (SELECT 1 FROM durable_flows_step undone "
+        "WHERE undone.run_id = %(run)s AND undone.kind = 'undo') "
+        f"AND (kind IN ('intent', 'undo') OR key LIKE '%%{sagas.UNDO}' "
+        f"OR key || '{sagas.INTENT}' IN (SELECT intent.key FROM durable_flows_step intent "
+        "WHERE intent.run_id = %(run)s AND intent.kind = 'intent'))",
+        {"run": run_id},
     )
 
 

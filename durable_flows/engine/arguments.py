@@ -18,7 +18,9 @@ from durable_flows.rules.backoff import Retries
 from durable_flows.rules.options import longest_wait
 
 ID_LENGTH = 200
-_RESERVED_ID = re.compile(r"after:.*|.*#\d+|(parallel|race|task)(#\d+)?\[\d+\]/.*", re.DOTALL)
+_RESERVED_ID = re.compile(
+    r"after:.*|.*#(\d+|intent|undo)|(parallel|race|task)(#\d+)?\[\d+\]/.*", re.DOTALL
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

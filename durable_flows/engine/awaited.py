@@ -18,6 +18,22 @@ T = TypeVar("T")
 Awaited = Coroutine[Any, Any, T]
 
 
+class AsyncSaga(Protocol):
+    """Steps that are undone if the run fails or is cancelled, each awaited; see `Saga`."""
+
+    def run(
+        self,
+        id: str,
+        do: Callable[..., Any],
+        /,
+        *args: Any,
+        undo: Callable[..., Any],
+        retries: int | Retries | None = None,
+        atomic: bool | None = None,
+        **kwargs: Any,
+    ) -> Awaited[Any]: ...
+
+
 class AsyncStep(Protocol):
     """The steps of a run, each awaited; see `Step`."""
 
@@ -76,6 +92,8 @@ class AsyncStep(Protocol):
         key: str | None = None,
         on_parent_cancel: Literal["cancel", "abandon"] = "cancel",
     ) -> Awaited[Any]: ...
+
+    def saga(self) -> AsyncSaga: ...
 
     def parallel(
         self,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import mmap
 import random
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -33,6 +34,7 @@ from durable_flows.engine.in_tasks import Tasks
 from durable_flows.engine.in_threads import Threads
 from durable_flows.engine.journal import Journal
 from durable_flows.engine.persist import until_answered
+from durable_flows.engine.sagas import UNDOING, Remedies, not_undone
 from durable_flows.engine.scopes import ENDS_OF_A_SLICE, Scope
 from durable_flows.engine.suspend import (
     HandedBack,
@@ -43,7 +45,7 @@ from durable_flows.engine.suspend import (
     cancelled,
     put_away,
 )
-from durable_flows.engine.tools import Run, Step
+from durable_flows.engine.tools import Run, Step, Undoing
 from durable_flows.errors import (
     CancelAsked,
     HandBack,
@@ -57,7 +59,7 @@ from durable_flows.errors import (
 from durable_flows.registry import Flow, registry
 from durable_flows.rules import clock, outcomes, payload, poison
 from durable_flows.rules.lookback import LookBack
-from durable_flows.rules.states import DueState, RunState
+from durable_flows.rules.states import DueState, RunState, StepKind
 
 SPREAD = 1.0  # real seconds between two calls for one more worker by one that is at work
 QUICK = timedelta(minutes=1)  # a flow that sends its own trigger once an hour lives
@@ -154,7 +156,7 @@ def _execute_batch(claims: list[Claim]) -> None:
 
 def _execute_one(batch: Batch, claimed: Claim, history: History) -> None:
     try:
-        if batch.age > STALE and not _still_wanted(claimed):
+        if batch.age > STALE and not _still_wanted(claimed, history):
             return
         outcome = execute(claimed, history)
         put_away(claimed, outcome)
@@ -168,18 +170,31 @@ def _execute_one(batch: Batch, claimed: Claim, history: History) -> None:
 
 
 def execute(claimed: Claim, history: History) -> Outcome:
-    """One slice of a run: replay its handler until it suspends or ends."""
-    if claimed.cancelling:
+    """One slice of a run: replay its handler until it suspends or ends; or undo what it has done."""
+    if claimed.cancelling and not history.intents:
         return cancelled(claimed)
     flow = registry.find(claimed.flow_id)
     if flow is None:
         return Unknown()
-    if missed := _missed_deadline(claimed, flow):
+    missed = "" if claimed.cancelling else _missed_deadline(claimed, flow)
+    if missed and not history.intents:
         return cancelled(claimed, missed)
     if claimed.is_suspect and (deaths := _deaths(claimed, history)) >= _most_deaths():
         return _poisonous(claimed, history, deaths)
+    journal = _journal(claimed, history)
+    try:
+        if claimed.cancelling or missed or journal.find(UNDOING):
+            return _go_back(flow, claimed, journal, cancelled(claimed, missed))
+        return _go_on(flow, claimed, journal)
+    except LeaseLost:
+        return Lost()
+    except HandBack:
+        return HandedBack(has_undo=bool(journal.intents), undoes=journal.undoes)
+
+
+def _journal(claimed: Claim, history: History) -> Journal:
     sender = ingest.Sender(run_id=claimed.run_id, depth=_depth(claimed))
-    journal = Journal(
+    return Journal(
         claimed,
         history,
         store=partial(ingest.store, sender=sender),
@@ -190,14 +205,6 @@ def execute(claimed: Claim, history: History) -> Outcome:
         as_settled=settle.as_settled,
         told_to_stop=stopping.is_set,
     )
-    try:
-        return _replay(flow, claimed, journal)
-    except LeaseLost:
-        return Lost()
-    except HandBack:
-        return HandedBack()
-    except CancelAsked:
-        return cancelled(claimed)
 
 
 def _depth(claimed: Claim) -> int:
@@ -234,23 +241,83 @@ def _poisonous(claimed: Claim, history: History, deaths: int) -> Ending:
     return _failed_for_good(claimed, error)
 
 
-def _replay(flow: Flow, claimed: Claim, journal: Journal) -> Outcome:
-    """Call the handler, and decide what its end means."""
-    main = Scope("", LookBack(claimed.mark))
-    driver = _driver(flow)(journal, main, alone=_is_alone())
-    step = Step(journal, flow.retries, driver)
-    arguments = flow.arguments(
+def _go_on(flow: Flow, claimed: Claim, journal: Journal) -> Outcome:
+    """Replay the handler; if the run is to end without success, undo what is to be undone first."""
+    driver, remedies = _driver(flow, claimed, journal), Remedies(journal)
+    step = Step(journal, flow.retries, driver, remedies)
+    try:
+        outcome = _replay(flow, claimed, journal, driver, step)
+    except CancelAsked:
+        outcome = cancelled(claimed)
+    if isinstance(outcome, Ending) and outcome.state != RunState.COMPLETED and journal.intents:
+        return _undo(flow, claimed, journal, remedies, outcome)
+    return outcome
+
+
+def _go_back(flow: Flow, claimed: Claim, journal: Journal, ending: Ending) -> Outcome:
+    """Replay the handler to learn how its steps are undone, beginning nothing new; then undo them."""
+    driver, remedies = _driver(flow, claimed, journal), Remedies(journal)
+    step = Step(journal, flow.retries, driver, remedies)
+    journal.begins_nothing = True
+    with suppress(Suspend, CancelAsked, Exception, SystemExit):  # that it ends was decided before
+        driver.play(flow.handler, _arguments(flow, claimed, step))
+    if isinstance(journal.stopped, LeaseLost | HandBack):
+        raise journal.stopped
+    return _undo(flow, claimed, journal, remedies, ending)
+
+
+def _undo(
+    flow: Flow, claimed: Claim, journal: Journal, remedies: Remedies, ending: Ending
+) -> Outcome:
+    """Undo what has an intent, and end the run as was decided when that began."""
+    journal.undo()
+    decided = journal.find(UNDOING) or journal.record(
+        UNDOING,
+        StepKind.UNDO,
+        output=json.dumps({"state": ending.state, "reason": ending.reason, "error": ending.error}),
+    )
+    driver = _driver(flow, claimed, journal)
+    try:
+        failed = driver.play(Undoing(journal, flow.retries, driver, remedies).all, {})
+    except Suspend as signal:
+        return Sleeping(signal.until, has_undo=True, undoes=True)
+    end = decided.value
+    if failed and end["error"] is not None:
+        return _failed_for_good(claimed, not_undone(failed, end["reason"]))
+    return Ending(
+        run_id=claimed.run_id,
+        lease=claimed.lease,
+        state=RunState(end["state"]),
+        error=end["error"],
+        reason=end["reason"],
+    )
+
+
+def _driver(flow: Flow, claimed: Claim, journal: Journal) -> Threads | Tasks:
+    kind = Tasks if flow.is_async else Threads
+    return kind(journal, Scope("", LookBack(claimed.mark)), alone=_is_alone())
+
+
+def _arguments(flow: Flow, claimed: Claim, step: Step) -> dict[str, Any]:
+    return flow.arguments(
         {"event": claimed.event, "events": [claimed.event], "step": step, "run": Run.of(claimed)}
     )
+
+
+def _replay(
+    flow: Flow, claimed: Claim, journal: Journal, driver: Threads | Tasks, step: Step
+) -> Outcome:
+    """Call the handler, and decide what its end means."""
+    main = driver.scope
     try:
         _hold_off(journal)
-        result = driver.play(flow.handler, arguments)
+        result = driver.play(flow.handler, _arguments(flow, claimed, step))
         if main.stopped is not None:
             raise SuspendSwallowed(_swallowed(flow))
         journal.check()  # of the other signals none is lost: the slice ends as it says
         return _completed(claimed, result)
     except Suspend as signal:
-        return Sleeping(signal.until)
+        return Sleeping(signal.until, has_undo=bool(journal.intents))
     except ENDS_OF_A_SLICE:
         raise
     except BaseException as error:  # sys.exit() is the handler's failure, not the worker's end
@@ -264,10 +331,6 @@ def _replay(flow: Flow, claimed: Claim, journal: Journal) -> Outcome:
 def _is_alone() -> bool:
     """Whether a transaction is open, as in a test: no other thread would see what is in it."""
     return sql.connection().in_atomic_block
-
-
-def _driver(flow: Flow) -> type[Threads] | type[Tasks]:
-    return Tasks if flow.is_async else Threads
 
 
 def _completed(claimed: Claim, result: Any) -> Ending:
@@ -289,7 +352,7 @@ def _failed(
         return _failed_for_good(claimed, verdict.error)
     next_at = clock.now() + verdict.delay
     journal.record_failure(key, outcomes.describe(error), next_at)
-    return Sleeping(next_at)
+    return Sleeping(next_at, has_undo=bool(journal.intents))
 
 
 def _failed_for_good(claimed: Claim, error: BaseException) -> Ending:
@@ -318,13 +381,16 @@ def _swallowed(flow: Flow) -> str:
     )
 
 
-def _still_wanted(claimed: Claim) -> bool:
-    """Whether a claim that had to wait for the runs before it still stands, and is not cancelled."""
+def _still_wanted(claimed: Claim, history: History) -> bool:
+    """Whether a claim that had to wait for the runs before it still stands, and is not cancelled.
+
+    One that has something to undo is wanted for that.
+    """
     rows = sql.execute(
         "SELECT state FROM durable_flows_due WHERE run_id = %(run)s AND lease = %(lease)s",
         {"run": claimed.run_id, "lease": claimed.lease},
     )
-    if rows and rows[0][0] == DueState.RUNNING:
+    if rows and (rows[0][0] == DueState.RUNNING or history.intents):
         return True
     if rows:
         finish.end([cancelled(claimed)])

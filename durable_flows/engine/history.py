@@ -12,7 +12,7 @@ from typing import Any
 from durable_flows.engine import sql, stored
 from durable_flows.rules import keys, outcomes, payload
 from durable_flows.rules.events import Event
-from durable_flows.rules.states import TERMINAL, RunState, WaitKind
+from durable_flows.rules.states import TERMINAL, RunState, StepKind, WaitKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,6 +185,11 @@ class History:
     def size(self) -> int:
         """Bytes of all results."""
         return sum(size_of(step.output) for step in self.steps.values())
+
+    @property
+    def intents(self) -> list[str]:
+        """The keys of the recorded intents of sagas, the oldest first."""
+        return [step.key for step in self.steps.values() if step.kind == StepKind.INTENT]
 
     @property
     def recorded_under(self) -> int:

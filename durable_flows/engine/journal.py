@@ -132,6 +132,8 @@ class Journal:
     ) -> None:
         self.claim = claim
         self.nudges = 0
+        self.begins_nothing = False
+        self.undoes = False
         self._looked_at = time.monotonic()
         self.stopped: BaseException | None = None
         self._steps = history.steps
@@ -159,7 +161,7 @@ class Journal:
 
         Raises:
             HandBack: this worker is to begin nothing more.
-            LeaseLost, CancelAsked: the slice has stopped.
+            LeaseLost, CancelAsked: the slice has stopped, or begins nothing new.
             Suspend: its next attempt is to be made later, whatever woke the run.
             LimitExceeded: the run has no room for one more step.
         """
@@ -168,9 +170,26 @@ class Journal:
             raise self._stop(HandBack())
         step = self._steps.get(key)
         if step is None:
+            if self.begins_nothing:
+                raise self._stop(CancelAsked())
             self._hold_off(key)
             self.check_room(key)
         return step
+
+    def find(self, key: str) -> Recorded | None:
+        """What is recorded under this key."""
+        return self._steps.get(key)
+
+    @property
+    def intents(self) -> list[str]:
+        """The keys of the recorded intents of sagas, the oldest first."""
+        return [step.key for step in self._steps.values() if step.kind == StepKind.INTENT]
+
+    def undo(self) -> None:
+        """The handler has come to its end: what undoes its steps may begin, whoever has cancelled it."""
+        self.stopped = None
+        self.begins_nothing = False
+        self.undoes = True
 
     def _hold_off(self, key: str) -> None:
         failures = self.failures(key)
@@ -292,7 +311,7 @@ class Journal:
         self._steps[step.key] = step
         self._size += size_of(step.output)
         failpoints.reach("step_recorded", step.key)
-        if state == DueState.CANCELLING:
+        if state == DueState.CANCELLING and not self.undoes:
             raise self._stop(CancelAsked())
         return step
 
@@ -554,7 +573,12 @@ class Journal:
         return signal
 
     def check_room(self, key: str, output: str | None = None) -> None:
-        """Raise `LimitExceeded` if this run has no room for one more step of this size."""
+        """Raise `LimitExceeded` if this run has no room for one more step of this size.
+
+        There is always room to undo.
+        """
+        if self.undoes:
+            return
         limits = self._limits
         if len(self._steps) >= limits.MAX_STEPS:
             raise LimitExceeded(

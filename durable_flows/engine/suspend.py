@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from durable_flows.engine import deployments, failpoints, finish, leases, ring, sql
 from durable_flows.engine.finish import Ending
@@ -24,9 +24,16 @@ SOON = 1.0  # real seconds after which others may claim a run whose flow this pr
 
 @dataclass(frozen=True, slots=True)
 class Sleeping:
-    """The slice is over; the run goes on at ``until``, or when it is woken."""
+    """The slice is over; the run goes on at ``until``, or when it is woken.
+
+    Attributes:
+        has_undo: whether there is something to undo if it is cancelled.
+        undoes: whether that is what it is at: then it goes on though it is being cancelled.
+    """
 
     until: datetime
+    has_undo: bool = False
+    undoes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +48,14 @@ class Unknown:
 
 @dataclass(frozen=True, slots=True)
 class HandedBack:
-    """This worker is to stop: another one goes on with the run at once."""
+    """This worker is to stop: another one goes on with the run at once.
+
+    Attributes:
+        has_undo, undoes: as of `Sleeping`.
+    """
+
+    has_undo: bool = False
+    undoes: bool = False
 
 
 Outcome = Ending | Sleeping | Lost | Unknown | HandedBack
@@ -64,9 +78,9 @@ def put_away(claimed: Claim, outcome: Outcome) -> None:
 
 def _write_outcome(claimed: Claim, outcome: Outcome) -> None:
     if isinstance(outcome, Sleeping):
-        _suspend(claimed, outcome.until)
+        _suspend(claimed, outcome)
     elif isinstance(outcome, HandedBack):
-        _hand_back(claimed)
+        _hand_back(claimed, outcome)
     elif isinstance(outcome, Unknown):
         if claimed.flow_id in deployments.known_flows():
             _leave_to_others(claimed)
@@ -74,19 +88,25 @@ def _write_outcome(claimed: Claim, outcome: Outcome) -> None:
             _park(claimed)
 
 
-def _suspend(claimed: Claim, until: datetime) -> None:
+#: A run that is undone while it is being cancelled stays so.
+_MAY_REST = "(state = 'running' OR (state = 'cancelling' AND %(undoes)s))"
+
+
+def _suspend(claimed: Claim, outcome: Sleeping) -> None:
     """Let go of the run; at once due again if it was woken while it ran."""
     failpoints.reach("before_suspend", claimed.flow_id)
     rows = sql.execute(
         "UPDATE durable_flows_due SET "
-        "state = CASE WHEN nudged THEN 'queued' ELSE 'waiting' END, "
+        "state = CASE WHEN state = 'cancelling' THEN state "
+        "WHEN nudged THEN 'queued' ELSE 'waiting' END, "
         "wake_at = CASE WHEN nudged THEN %(now)s::timestamptz ELSE %(until)s::timestamptz END, "
         "due_since = CASE WHEN nudged THEN %(now)s::timestamptz ELSE %(until)s::timestamptz END, "
         "nudged = false, claims = 0 "
-        "WHERE run_id = %(run)s AND lease = %(lease)s AND state = 'running' RETURNING wake_at",
+        f"WHERE run_id = %(run)s AND lease = %(lease)s AND {_MAY_REST} RETURNING wake_at",
         {
             "now": clock.now(),
-            "until": until,
+            "until": outcome.until,
+            "undoes": outcome.undoes,
             "run": claimed.run_id,
             "lease": claimed.lease,
         },
@@ -95,36 +115,56 @@ def _suspend(claimed: Claim, until: datetime) -> None:
     if rows:
         ring.drain_at(claimed.queue, sql.moment(rows[0][0]))
     else:
-        _see_why_not(claimed)
+        _see_why_not(claimed, has_undo=outcome.has_undo)
 
 
-def _hand_back(claimed: Claim) -> None:
+def _hand_back(claimed: Claim, outcome: HandedBack) -> None:
     """Let another worker go on at once; this claim has ended, and is not counted."""
     failpoints.reach("before_hand_back", claimed.flow_id)
     rows = sql.execute(
-        "UPDATE durable_flows_due SET state = 'queued', wake_at = %(now)s::timestamptz, "
+        "UPDATE durable_flows_due SET "
+        "state = CASE WHEN state = 'cancelling' THEN state ELSE 'queued' END, "
+        "wake_at = %(now)s::timestamptz, "
         "due_since = %(now)s::timestamptz, nudged = false, claims = claims - 1 "
-        "WHERE run_id = %(run)s AND lease = %(lease)s AND state = 'running' RETURNING wake_at",
-        {"now": clock.now(), "run": claimed.run_id, "lease": claimed.lease},
+        f"WHERE run_id = %(run)s AND lease = %(lease)s AND {_MAY_REST} RETURNING wake_at",
+        {
+            "now": clock.now(),
+            "undoes": outcome.undoes,
+            "run": claimed.run_id,
+            "lease": claimed.lease,
+        },
     )
     failpoints.reach("handed_back", claimed.flow_id)
     if rows:
         ring.drain(claimed.queue)
     else:
-        _see_why_not(claimed)
+        _see_why_not(claimed, has_undo=outcome.has_undo)
 
 
-def _see_why_not(claimed: Claim) -> None:
+def _see_why_not(claimed: Claim, *, has_undo: bool = False) -> None:
     """The run was not running any more: taken over, put away by a try that got no answer, or cancelled."""
     rows = sql.execute(
         "SELECT state, wake_at FROM durable_flows_due WHERE run_id = %(run)s AND lease = %(lease)s",
         {"run": claimed.run_id, "lease": claimed.lease},
     )
     for state, wake_at in rows:
-        if state == DueState.CANCELLING:
+        if state == DueState.CANCELLING and has_undo:
+            _undo_next(claimed)
+        elif state == DueState.CANCELLING:
             finish.end([cancelled(claimed)])
         elif wake_at is not None:
             ring.drain_at(claimed.queue, sql.moment(wake_at))
+
+
+def _undo_next(claimed: Claim) -> None:
+    """It was cancelled before it could rest: another slice undoes what it has done."""
+    until = clock.now() + (clock.real(SOON) if claimed.cancelling else timedelta())
+    sql.execute(
+        "UPDATE durable_flows_due SET wake_at = %(until)s::timestamptz, claims = 0 "
+        "WHERE run_id = %(run)s AND lease = %(lease)s AND state = 'cancelling'",
+        {"until": until, "run": claimed.run_id, "lease": claimed.lease},
+    )
+    ring.drain_at(claimed.queue, until)
 
 
 def _leave_to_others(claimed: Claim) -> None:
@@ -138,7 +178,7 @@ def _leave_to_others(claimed: Claim) -> None:
     if rows:
         ring.drain_at(claimed.queue, soon)
     else:
-        _see_why_not(claimed)
+        _see_why_not(claimed, has_undo=claimed.cancelling)
 
 
 def _park(claimed: Claim) -> None:
@@ -152,4 +192,4 @@ def _park(claimed: Claim) -> None:
         {"run": claimed.run_id, "lease": claimed.lease},
     )
     if not rows:
-        _see_why_not(claimed)
+        _see_why_not(claimed, has_undo=claimed.cancelling)

@@ -29,6 +29,7 @@ from durable_flows.engine.arguments import (
 )
 from durable_flows.engine.history import Claim, Recorded, Waiting
 from durable_flows.engine.journal import Journal
+from durable_flows.engine.sagas import UNDOING, Remedies, Remedy
 from durable_flows.engine.scopes import (
     ENDS_OF_A_SLICE,
     Branch,
@@ -109,10 +110,17 @@ class Step:
     In a handler written with ``async def`` each tool is awaited: ``await step.run(…)``.
     """
 
-    def __init__(self, journal: Journal, retries: Retries, driver: Driver) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        retries: Retries,
+        driver: Driver,
+        remedies: Remedies | None = None,
+    ) -> None:
         self._journal = journal
         self._retries = retries
         self._driver = driver
+        self._remedies = Remedies(journal) if remedies is None else remedies
 
     @overload
     def run(
@@ -326,6 +334,10 @@ class Step:
         place = self._enter(id)
         return self._step(place, lambda: self._invoke(place.key, invocation))
 
+    def saga(self) -> Saga:
+        """Steps that are undone, in reverse order, if the run fails or is cancelled."""
+        return Saga(self)
+
     def parallel(
         self,
         *branches: Callable[[], Any],
@@ -397,6 +409,31 @@ class Step:
             raise InvalidOption("step.idempotency_key is read inside the function of a step.run")
         return f"{self._journal.claim.run_id}:{scopes.inside()}"
 
+    def _run_in_saga(
+        self,
+        id: str,
+        do: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        undo: Callable[..., Any],
+        retries: int | Retries | None,
+        atomic: bool | None,
+    ) -> Any:
+        check_flag(id, "atomic", atomic)
+        check_not_async(id, do, atomic)
+        check_not_async(id, undo, atomic)
+        tried = policy(id, retries, self._retries)
+        place = self._enter(id)
+        self._remedies.note(place.key, Remedy(undo, args, kwargs, tried, bool(atomic)))
+        work = partial(do, *args, **kwargs)
+
+        def execute() -> Tool:
+            yield Write(lambda: self._remedies.intend(place.key))
+            return (yield from call(place.key, work, tried))
+
+        call = self._execute_atomically if atomic else self._execute
+        return self._step(place, execute)
+
     # -- what they have in common ------------------------------------------------------------
 
     def _enter(self, id: str) -> Place:
@@ -418,13 +455,13 @@ class Step:
     def _step(self, place: Place, execute: Callable[[], Tool]) -> Any:
         """A step that has a result or a failure: recorded, or executed now."""
 
-        def tool() -> Tool:
-            recorded = yield Write(lambda: self._journal.begin(place.key))
-            if recorded is None:
-                recorded = yield from execute()
-            return self._answer(place, recorded)
+        return self._driver.drive(place, lambda: self._tool(place, execute))
 
-        return self._driver.drive(place, tool)
+    def _tool(self, place: Place, execute: Callable[[], Tool]) -> Tool:
+        recorded = yield Write(lambda: self._journal.begin(place.key))
+        if recorded is None:
+            recorded = yield from execute()
+        return self._answer(place, recorded)
 
     def _execute(self, key: str, work: Callable[[], Any], policy: Retries) -> Tool:
         started_at = clock.now()
@@ -603,6 +640,57 @@ class Step:
         held = _Held(self._driver)
         given.call(Step(self._journal, self._retries, held))
         return Branch(held.place.key, held.drive_now, place.scope.step)
+
+
+class Saga:
+    """Steps that are undone if the run fails or is cancelled; made by `Step.saga`."""
+
+    def __init__(self, step: Step) -> None:
+        self._step = step
+
+    def run(
+        self,
+        id: str,
+        do: Callable[..., T],
+        /,
+        *args: Any,
+        undo: Callable[..., Any],
+        retries: int | Retries | None = None,
+        atomic: bool | None = None,
+        **kwargs: Any,
+    ) -> T:
+        """As `Step.run`; if the run fails or is cancelled, ``undo`` is a step as well.
+
+        That ``do`` is going to be called is recorded before. Whatever has been recorded so is undone, the
+        last first, before the run ends, also if it failed, or died: then nobody knows what came of it.
+
+        Args:
+            id: the step's name; that of its undo ends with ``#undo``.
+            do: what to do.
+            undo: called with the result of ``do``, None where there is none, and with the arguments of
+                ``do``. It may be called more than once, like every step's function.
+            retries: policy of both, default the flow's.
+            atomic: call ``do``, and ``undo`` too, in one transaction with its record.
+
+        Raises:
+            StepError, NestedStep, StepInTransaction, InvalidOption: as `Step.run` does.
+        """
+        result: T = self._step._run_in_saga(id, do, args, kwargs, undo, retries, atomic)
+        return result
+
+
+class Undoing(Step):
+    """The steps that undo what the handler has done."""
+
+    def all(self) -> Any:
+        """Undo what has an intent. Returns what could not be undone: step → why."""
+        scope = self._driver.scope
+        place = Place(UNDOING, scope, scope.looking.latest)
+        return self._driver.drive(place, lambda: self._remedies.undo_all(scope, self._one))
+
+    def _one(self, place: Place, work: Callable[[], Any], policy: Retries, atomic: bool) -> Tool:
+        call = self._execute_atomically if atomic else self._execute
+        return self._tool(place, lambda: call(place.key, work, policy))
 
 
 @dataclass(frozen=True, slots=True)

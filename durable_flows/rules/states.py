@@ -43,6 +43,8 @@ class StepKind(StrEnum):
     WAIT = "wait"
     INVOKE = "invoke"
     RACE = "race"  # which branch has decided a group
+    INTENT = "intent"  # that a step of a saga is going to be tried
+    UNDO = "undo"  # that the saga is being undone, and why
 
 
 class WaitKind(StrEnum):

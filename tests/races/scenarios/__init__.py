@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from tests.races.scenario import Recipe
-from tests.races.scenarios import branches, claims, commands, ends, events, families, steals, waits
+from tests.races.scenarios import (
+    branches,
+    claims,
+    commands,
+    ends,
+    events,
+    families,
+    sagas,
+    steals,
+    waits,
+)
 
 ALL: dict[str, Recipe] = {
     recipe.__name__.replace("_", " "): recipe
-    for module in (waits, claims, steals, ends, families, events, commands, branches)
+    for module in (waits, claims, steals, ends, families, events, commands, branches, sagas)
     for recipe in module.RACES
 }

@@ -184,7 +184,9 @@ def steal_against_sleep() -> Scenario:
 
 
 def steal_against_suspend() -> Scenario:
-    return _putting_away(lambda run: suspend._suspend(run, clock.now() + timedelta(hours=1)))
+    return _putting_away(
+        lambda run: suspend._suspend(run, suspend.Sleeping(clock.now() + timedelta(hours=1)))
+    )
 
 
 def steal_against_parking() -> Scenario:
@@ -196,7 +198,7 @@ def steal_against_leaving_to_others() -> Scenario:
 
 
 def steal_against_hand_back() -> Scenario:
-    return _putting_away(suspend._hand_back)
+    return _putting_away(lambda run: suspend._hand_back(run, suspend.HandedBack()))
 
 
 def steal_against_give_back() -> Scenario:

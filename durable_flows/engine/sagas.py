@@ -1,0 +1,104 @@
+"""Sagas: steps that are undone, in reverse order, if the run fails or is cancelled.
+
+That a step is going to be tried is recorded before it is: its intent. What has an intent is undone, also
+where nobody knows what came of it. What is to be undone, and how, is learnt by replaying the handler,
+which begins no new step then; that undoing has begun, and why, is a step of its own, so that it is gone
+on with after a crash, whatever the handler would do now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from durable_flows.engine.journal import Journal
+from durable_flows.engine.scopes import Place, Scope, Tool, Write
+from durable_flows.errors import InvalidOption, StepError, UndoFailed
+from durable_flows.rules.backoff import Retries
+from durable_flows.rules.states import StepKind, StepState
+
+INTENT = "#intent"  # ends the key of a step's intent
+UNDO = "#undo"  # and that of what undoes it
+UNDOING = "saga#undo"  # the step that says that undoing has begun
+
+#: Executes a function as a step, or finds that it has been.
+Perform = Callable[[Place, Callable[[], Any], Retries, bool], Tool]
+
+
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """How a step is undone.
+
+    Attributes:
+        undo: called with the step's result, and its own arguments.
+        args, kwargs: those.
+        retries: the policy of undoing.
+        atomic: whether it is undone in one transaction with its record.
+    """
+
+    undo: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    retries: Retries
+    atomic: bool
+
+
+class Remedies:
+    """What the handler, as far as it was replayed, has said about how its steps are undone."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._known: dict[str, Remedy] = {}
+
+    def note(self, key: str, remedy: Remedy) -> None:
+        """The step of this key would be undone so."""
+        if not callable(remedy.undo):
+            raise InvalidOption(
+                f"saga step {key!r}: undo= is a function of the step's result and arguments, not "
+                f"{remedy.undo!r}"
+            )
+        self._known[key] = remedy
+
+    def intend(self, key: str) -> None:
+        """Record that a step is going to be tried."""
+        if self._journal.find(key + INTENT) is None:
+            self._journal.record(key + INTENT, StepKind.INTENT)
+
+    def undo_all(self, scope: Scope, perform: Perform) -> Tool:
+        """Undo whatever has an intent, the last first.
+
+        Args:
+            scope: the line in which that is done.
+            perform: does one.
+
+        Returns:
+            What could not be undone: step → why.
+        """
+        failed: dict[str, str] = {}
+        for key in [key.removesuffix(INTENT) for key in reversed(self._journal.intents)]:
+            remedy = self._known.get(key)
+            if remedy is None:
+                failed[key] = "the handler does not come to it any more, so nobody knows how"
+                continue
+            place = Place(key + UNDO, scope, scope.looking.latest)
+            work = partial(remedy.undo, self._result(key), *remedy.args, **remedy.kwargs)
+            try:
+                yield from perform(place, work, remedy.retries, remedy.atomic)
+            except StepError as error:
+                failed[key] = f"{error.name}: {error.message}"
+        for key, why in failed.items():
+            yield Write(partial(self._journal.warn, key + UNDO, f"not undone: {why}"))
+        return failed
+
+    def _result(self, key: str) -> Any:
+        """What a step returned; None where that is not known, or it failed."""
+        recorded = self._journal.find(key)
+        return recorded.value if recorded and recorded.state == StepState.DONE else None
+
+
+def not_undone(failed: dict[str, str], reason: str) -> UndoFailed:
+    """The error of a run of which not everything could be undone."""
+    listed = "; ".join(f"{key!r} ({why})" for key, why in failed.items())
+    return UndoFailed(f"not undone: {listed}; the run had failed: {reason}")
