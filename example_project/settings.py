@@ -39,6 +39,7 @@ STORIES = [
     "example_project.routing",
     "example_project.orders",
     "example_project.payments",
+    "example_project.approvals",
 ]
 
 INSTALLED_APPS = [

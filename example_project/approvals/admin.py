@@ -1,0 +1,32 @@
+"""Where people decide."""
+
+from __future__ import annotations
+
+from django.contrib import admin, messages
+from django.db.models import QuerySet
+from django.http import HttpRequest
+
+from example_project.approvals.models import Expense
+
+
+@admin.register(Expense)
+class ExpenseAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+    """Expenses, and two buttons for those who may change them."""
+
+    list_display = ["__str__", "email", "decision", "decided_by", "paid"]
+    list_filter = ["decision"]
+    readonly_fields = ["decision", "decided_by", "paid"]
+    actions = ["approve", "decline"]
+
+    @admin.action(description="Approve selected expenses", permissions=["change"])
+    def approve(self, request: HttpRequest, expenses: QuerySet[Expense]) -> None:
+        self._decide(request, expenses, "approved")
+
+    @admin.action(description="Decline selected expenses", permissions=["change"])
+    def decline(self, request: HttpRequest, expenses: QuerySet[Expense]) -> None:
+        self._decide(request, expenses, "declined")
+
+    def _decide(self, request: HttpRequest, expenses: QuerySet[Expense], decision: str) -> None:
+        by = request.user.get_username()
+        decided = sum(expense.decide(decision, by) for expense in expenses)
+        self.message_user(request, f"{decided} {decision}.", messages.SUCCESS)
