@@ -26,6 +26,7 @@ __all__ = [
     "Run",
     "Step",
     "AsyncStep",
+    "Awaited",
     "NonRetriableError",
     "RetryAfterError",
     "StepError",
@@ -60,11 +61,11 @@ if TYPE_CHECKING:
     from durable_flows.registry import flow
     from durable_flows.rules.backoff import Delays, Exponential, Fixed, Retries
     from durable_flows.rules.events import Event
-    from durable_flows.rules.options import CancelOn, On, Timeouts
+    from durable_flows.rules.options import Awaited, CancelOn, On, Timeouts
 
 _HOMES = {
     "durable_flows.registry": ("flow",),
-    "durable_flows.rules.options": ("On", "CancelOn", "Timeouts"),
+    "durable_flows.rules.options": ("On", "CancelOn", "Timeouts", "Awaited"),
     "durable_flows.rules.backoff": ("Retries", "Exponential", "Fixed", "Delays"),
     "durable_flows.rules.events": ("Event",),
     "durable_flows.engine.tools": ("Run", "Step"),

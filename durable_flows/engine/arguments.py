@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -15,7 +15,7 @@ from durable_flows.errors import InvalidOption, InvalidPayload, UnserialisableRe
 from durable_flows.registry import Flow, check_id
 from durable_flows.rules import clock, durations, payload
 from durable_flows.rules.backoff import Retries
-from durable_flows.rules.options import longest_wait
+from durable_flows.rules.options import Awaited, check_awaited_name, longest_wait
 
 ID_LENGTH = 200
 _RESERVED_ID = re.compile(
@@ -136,10 +136,37 @@ def check_not_async(id: str, fn: Callable[..., Any], atomic: bool | None) -> Non
         )
 
 
-def check_most(what: str, option: str, value: object) -> None:
+def check_most(what: str, option: str, value: object, most: int | None = None) -> None:
     """Raise `InvalidOption` unless this can be how many there may be."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InvalidOption(f"{what}: {option}= is a number from 1, not {value!r}")
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    if not is_number or value < 1 or (most is not None and value > most):  # type: ignore[operator]
+        up_to = "" if most is None else f" to {most:,}"
+        raise InvalidOption(f"{what}: {option}= is a number from 1{up_to}, not {value!r}")
+
+
+def awaited_events(what: str, events: object) -> list[Awaited]:
+    """Names and `Awaited` as the latter. Raises `InvalidOption`."""
+    if isinstance(events, str | bytes | Awaited) or not isinstance(events, Iterable):
+        raise InvalidOption(f"{what} takes a list of event names, or of Awaited(…), not {events!r}")
+    listed = [_awaited_event(what, one) for one in events]
+    if not listed:
+        raise InvalidOption(f"{what}: there is no event to wait for")
+    return listed
+
+
+def _awaited_event(what: str, given: object) -> Awaited:
+    return given if isinstance(given, Awaited) else Awaited(check_awaited_name(given, what))
+
+
+def check_mode(what: str, mode: object, count: int) -> int:
+    """How many events are needed. Raises `InvalidOption`."""
+    if mode in ("all", "any"):
+        return count if mode == "all" else 1
+    if isinstance(mode, int) and not isinstance(mode, bool) and 1 <= mode <= count:
+        return mode
+    raise InvalidOption(
+        f"{what}: mode= is 'all', 'any', or a number from 1 to the {count} events, not {mode!r}"
+    )
 
 
 def check_flag(id: str, option: str, value: object) -> None:

@@ -13,6 +13,7 @@ from durable_flows.engine.tools import MAX_IN_FLIGHT, Later, Since
 from durable_flows.registry import Flow
 from durable_flows.rules.backoff import Retries
 from durable_flows.rules.events import Event
+from durable_flows.rules.options import Awaited as AwaitedEvent
 
 T = TypeVar("T")
 Awaited = Coroutine[Any, Any, T]
@@ -77,6 +78,28 @@ class AsyncStep(Protocol):
         if_: str | None = None,
         since: Since = None,
     ) -> Awaited[Event | None]: ...
+
+    def wait_for_events(
+        self,
+        id: str,
+        events: Sequence[str | AwaitedEvent],
+        *,
+        timeout: str | float | timedelta,
+        mode: Literal["all", "any"] | int = "all",
+        since: Since = None,
+    ) -> Awaited[list[Event | None]]: ...
+
+    def collect(
+        self,
+        id: str,
+        *,
+        event: str,
+        count: int,
+        timeout: str | float | timedelta,
+        match: str | None = None,
+        if_: str | None = None,
+        since: Since = None,
+    ) -> Awaited[list[Event]]: ...
 
     def send_event(self, id: str, events: Event | Sequence[Event]) -> Awaited[list[str]]: ...
 

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, NoReturn, TypeVar
@@ -390,17 +390,46 @@ class Journal:
         Raises:
             LeaseLost, CancelAsked, LimitExceeded: as `record` does.
         """
+        return self._conclude(
+            key,
+            StepKind.RACE,
+            json.dumps({"branch": number}),
+            closes=lambda waiting: any(other.has(waiting) for other in others),
+        )
+
+    def await_events(
+        self, key: str, requests: Mapping[str, Callable[[], Waiting]], needed: int
+    ) -> Recorded:
+        """The end of several waits: recorded once so many have got their event, or all have ended.
+
+        Raises:
+            Suspend: more of them are needed, and may still come.
+        """
+        ended: dict[str, Recorded] = {}
+        wakes: list[datetime] = []
+        for waiting, request in requests.items():
+            try:
+                ended[waiting] = self._steps.get(waiting) or self.await_event(waiting, request())
+            except Suspend as signal:
+                wakes.append(signal.until)
+        found = {waiting: one.output for waiting, one in ended.items() if one.output is not None}
+        if wakes and len(found) < needed:
+            self.suspend(min(wakes))
+        output = ", ".join(found.get(waiting, "null") for waiting in requests)
+        return self._conclude(
+            key, StepKind.WAIT, f"[{output}]", closes=lambda waiting: waiting in requests
+        )
+
+    def _conclude(
+        self, key: str, kind: StepKind, output: str, *, closes: Callable[[str], bool]
+    ) -> Recorded:
+        """Record the end of several waits, and close those of them that go on, in one transaction."""
         pending: list[Waiting | Child] = [*self._waits.values(), *self._children.values()]
-        closed = {
-            wait.id
-            for wait in pending
-            if not wait.outcome and any(other.has(wait.key) for other in others)
-        }
-        output = json.dumps({"branch": number})
+        closed = {wait.id for wait in pending if not wait.outcome and closes(wait.key)}
 
         def write() -> tuple[Recorded, str]:
             with sql.atomic():
-                written = self._insert(key, StepKind.RACE, output, None, None, None)
+                written = self._insert(key, kind, output, None, None, None)
                 if closed:
                     sql.execute(
                         _CLOSE.format(ids=sql.among("id", "ids")),

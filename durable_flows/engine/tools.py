@@ -19,7 +19,9 @@ from django.utils import timezone
 from durable_flows.engine import failpoints, groups, notes, scopes, signatures
 from durable_flows.engine.arguments import (
     Invocation,
+    awaited_events,
     check_flag,
+    check_mode,
     check_most,
     check_not_async,
     check_step_id,
@@ -52,10 +54,11 @@ from durable_flows.rules import clock, durations, keys, outcomes
 from durable_flows.rules.backoff import Retries
 from durable_flows.rules.equalities import Condition
 from durable_flows.rules.events import Event, as_list
-from durable_flows.rules.options import awaited, check_awaited_name, longest_wait
+from durable_flows.rules.options import Awaited, awaited, check_awaited_name, longest_wait
 from durable_flows.rules.states import ACTIONS, StepKind, StepState
 
 T = TypeVar("T")
+MOST_COLLECTED = 500  # events by one step
 MAX_IN_FLIGHT = 32  # branches of a group that execute at once
 Since = datetime | Literal["run", "now"] | None
 
@@ -257,17 +260,78 @@ class Step:
             InvalidExpression: ``if_`` cannot be read, or needs an extra that is not installed.
             MissingMatch: the run's own event has no value at ``match``.
         """
+        wanted = _Wanted.of(f"step.wait_for_event({id!r})", event, timeout, match, if_, since)
         place = self._enter(id)
-        what = f"step.wait_for_event({place.key!r})"
-        asked = awaited(match, if_, what)
-        name = check_awaited_name(event, what)
-        patience = longest_wait(timeout, what=f"{what}, timeout=")
-        received = _received_since(since, what)
+        found: Event | None = self._driver.drive(place, lambda: self._wait(place, wanted))
+        return found
 
-        def request() -> Waiting:
-            return self._request(place, name, patience, asked, since, received, match)
+    def wait_for_events(
+        self,
+        id: str,
+        events: Sequence[str | Awaited],
+        *,
+        timeout: str | float | timedelta,
+        mode: Literal["all", "any"] | int = "all",
+        since: Since = None,
+    ) -> list[Event | None]:
+        """Wait for several events at once, holding no worker.
 
-        found: Event | None = self._driver.drive(place, lambda: self._wait(place, request))
+        Args:
+            id: the step's name; those of its waits are ``id[0]``, ``id[1]``, and so on.
+            events: names of events, or `Awaited` with what they must be like.
+            timeout: how long to wait for each; at most 366 days.
+            mode: how many are needed: ``"all"``, ``"any"``, or a number. The waits for the others are
+                closed in the commit that records it.
+            since: as of `wait_for_event`.
+
+        Returns:
+            The events, in the order of what was waited for; None for what has not come.
+
+        Raises:
+            InvalidDuration, InvalidKey, InvalidOption, InvalidExpression, MissingMatch: as
+                `wait_for_event` does.
+        """
+        what = f"step.wait_for_events({id!r})"
+        listed = awaited_events(what, events)
+        needed = check_mode(what, mode, len(listed))
+        wanted = [_Wanted.of(what, one.event, timeout, one.match, one.if_, since) for one in listed]
+        place = self._enter(id)
+        found: list[Event | None] = self._driver.drive(
+            place, lambda: self._wait_for_several(place, wanted, needed)
+        )
+        return found
+
+    def collect(
+        self,
+        id: str,
+        *,
+        event: str,
+        count: int,
+        timeout: str | float | timedelta,
+        match: str | None = None,
+        if_: str | None = None,
+        since: Since = None,
+    ) -> list[Event]:
+        """Wait for ``count`` events of one kind, or until the time is over.
+
+        Args:
+            id: the step's name.
+            event, match, if_, since: which events, as of `wait_for_event`.
+            count: how many; from 1 to 500.
+            timeout: how long to wait for them; at most 366 days.
+
+        Returns:
+            Those that came in time, in the order in which they were sent; ``count`` at most.
+
+        Raises:
+            InvalidDuration, InvalidKey, InvalidOption, InvalidExpression, MissingMatch: as
+                `wait_for_event` does.
+        """
+        what = f"step.collect({id!r})"
+        check_most(what, "count", count, MOST_COLLECTED)
+        wanted = [_Wanted.of(what, event, timeout, match, if_, since)] * count
+        place = self._enter(id)
+        found: list[Event] = self._driver.drive(place, lambda: self._collect(place, wanted))
         return found
 
     def send_event(self, id: str, events: Event | Sequence[Event]) -> list[str]:
@@ -554,57 +618,66 @@ class Step:
         place.scope.last_key = key
         place.scope.looking.slept(recorded.mark, recorded.until)
 
-    def _wait(self, place: Place, request: Callable[[], Waiting]) -> Tool:
-        def wait() -> Recorded:
-            recorded = self._journal.begin(place.key)
-            return recorded or self._journal.await_event(place.key, request())
+    def _wait(self, place: Place, wanted: _Wanted) -> Tool:
+        recorded = yield from self._waited(
+            place,
+            lambda: self._journal.await_event(place.key, self._request(place, place.key, wanted)),
+        )
+        return None if recorded.output is None else Event.from_dict(recorded.value)
 
-        recorded = yield Write(wait)
+    def _wait_for_several(self, place: Place, wanted: Sequence[_Wanted], needed: int) -> Tool:
+        def wait() -> Recorded:
+            requests = {
+                key: partial(self._request, place, key, one)
+                for key, one in ((f"{place.key}[{n}]", one) for n, one in enumerate(wanted))
+            }
+            return self._journal.await_events(place.key, requests, needed)
+
+        recorded = yield from self._waited(place, wait)
+        return [found and Event.from_dict(found) for found in recorded.value]
+
+    def _collect(self, place: Place, wanted: Sequence[_Wanted]) -> Tool:
+        found = yield from self._wait_for_several(place, wanted, len(wanted))
+        return sorted(filter(None, found), key=lambda event: event.public_id)
+
+    def _waited(self, place: Place, wait: Callable[[], Recorded]) -> Tool:
+        recorded = yield Write(lambda: self._journal.begin(place.key) or wait())
         place.scope.last_key = place.key
         place.scope.looking.waited(recorded.mark)
         yield Write(self._journal.check)
-        return None if recorded.output is None else Event.from_dict(recorded.value)
+        return recorded
 
-    def _request(
-        self,
-        place: Place,
-        name: str,
-        patience: timedelta,
-        asked: Condition,
-        since: Since,
-        received_since: datetime | None,
-        match: str | None,
-    ) -> Waiting:
-        claim = self._journal.claim
-        id_ = keys.wait_id(claim.run_id, place.key, claim.generation)
+    def _request(self, place: Place, key: str, wanted: _Wanted) -> Waiting:
+        claim, asked = self._journal.claim, wanted.asked
+        id_ = keys.wait_id(claim.run_id, key, claim.generation)
         own = claim.event.as_dict()
         # an id is the hash of no event: what lacks a value of its own matches nothing
-        hash_ = signatures.hash_for(name, asked, own) or id_
+        hash_ = signatures.hash_for(wanted.event, asked, own) or id_
         if missing := asked.missing(own):
-            self._say_missing(place.key, missing, match)
+            self._say_missing(key, missing, wanted)
         looking = place.scope.looking
-        position = looking.trigger if since == "run" else looking.eligible
-        by_reception = isinstance(since, datetime)
+        position = looking.trigger if wanted.since == "run" else looking.eligible
+        by_reception = isinstance(wanted.since, datetime)
         return Waiting(
             id=id_,
-            key=place.key,
-            event_name=name,
+            key=key,
+            event_name=wanted.event,
             paths=asked.paths,
             criteria=_criteria(asked, own),
             expression=asked.residual,
             match=hash_,
             eligible_from=0 if by_reception else position.mark,
             routed_since=None if by_reception else position.since,
-            received_since=received_since,
-            expires_at=clock.now() + patience,
+            received_since=wanted.received_since,
+            expires_at=clock.now() + wanted.patience,
         )
 
-    def _say_missing(self, key: str, missing: Sequence[str], match: str | None) -> None:
+    def _say_missing(self, key: str, missing: Sequence[str], wanted: _Wanted) -> None:
         """Nothing can ever match: an error if the path was given as ``match``, else a warning."""
-        trigger = self._journal.claim.event
+        trigger, match = self._journal.claim.event, wanted.match
         if match is not None and match.removeprefix("event.") in missing:
             raise MissingMatch(
-                f"step.wait_for_event({key!r}): the run's own event {trigger.name!r} has no value at "
+                f"{wanted.what}: the run's own event {trigger.name!r} has no value at "
                 f"{match!r}, so nothing could ever match; send it with that value, or match on "
                 "another path"
             )
@@ -711,7 +784,10 @@ class Deferred:
 class Later:
     """The tools of a `Step`, to be called by `Step.parallel` and `Step.race`."""
 
-    TOOLS = ("run", "sleep", "sleep_until", "wait_for_event", "send_event", "invoke")
+    TOOLS = (
+        *("run", "sleep", "sleep_until", "send_event", "invoke"),
+        *("wait_for_event", "wait_for_events", "collect"),
+    )
 
     def __init__(self, step: Step) -> None:
         self._step = step
@@ -750,6 +826,52 @@ class _Held:
 
     def drive_now(self) -> Any:
         return self._driver.drive(self.place, self.make)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """An event that is to be waited for.
+
+    Attributes:
+        what: the call, for messages.
+        asked: what the event must be like.
+        patience: how long it is waited for.
+        received_since: earlier receptions do not count.
+        match: the path as it was given.
+    """
+
+    what: str
+    event: str
+    asked: Condition
+    patience: timedelta
+    since: Since
+    received_since: datetime | None
+    match: str | None
+
+    @classmethod
+    def of(
+        cls,
+        what: str,
+        event: str,
+        timeout: str | float | timedelta,
+        match: str | None,
+        if_: str | None,
+        since: Since,
+    ) -> _Wanted:
+        """What a tool was told.
+
+        Raises:
+            InvalidDuration, InvalidKey, InvalidOption, InvalidExpression: it cannot be read.
+        """
+        return cls(
+            what=what,
+            event=check_awaited_name(event, what),
+            asked=awaited(match, if_, what),
+            patience=longest_wait(timeout, what=f"{what}, timeout="),
+            since=since,
+            received_since=_received_since(since, what),
+            match=match,
+        )
 
 
 def _received_since(since: Since, what: str) -> datetime | None:

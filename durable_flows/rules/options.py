@@ -92,6 +92,30 @@ class CancelOn:
         return awaited(self.match, self.if_, what)
 
 
+@dataclass(frozen=True, slots=True)
+class Awaited:
+    """An event that `Step.wait_for_events` waits for.
+
+    Attributes:
+        event: the event's name.
+        match: a path, e.g. ``"data.cart_id"``, at which the run's own event and the awaited one must
+            hold the same value.
+        if_: an expression over ``event``, the run's own event, and ``async``, the awaited one.
+
+    Raises:
+        InvalidOption: the event is no event name, or has a wildcard.
+        InvalidKey, InvalidExpression: the path or the expression cannot be read.
+    """
+
+    event: str
+    match: str | None = None
+    if_: str | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_awaited_name(self.event, "Awaited")
+        awaited(self.match, self.if_, f"Awaited({self.event!r})")
+
+
 def awaited(match: str | None, if_: str | None, what: str) -> Condition:
     """What an awaited event must be like: the path matches, and the expression holds.
 
