@@ -27,6 +27,7 @@ __all__ = [
     "Step",
     "AsyncStep",
     "Awaited",
+    "Decision",
     "NonRetriableError",
     "RetryAfterError",
     "StepError",
@@ -38,6 +39,7 @@ __all__ = [
     "cancel",
     "retry",
     "rerun",
+    "decide",
     # errors
     "DurableFlowsError",
     "InvalidInput",
@@ -45,6 +47,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from durable_flows.engine.approvals import Decision, decide
     from durable_flows.engine.awaited import AsyncStep
     from durable_flows.engine.ingest import asend, cancel, rerun, retry, send
     from durable_flows.engine.tools import Run, Step
@@ -70,6 +73,7 @@ _HOMES = {
     "durable_flows.rules.events": ("Event",),
     "durable_flows.engine.tools": ("Run", "Step"),
     "durable_flows.engine.awaited": ("AsyncStep",),
+    "durable_flows.engine.approvals": ("Decision", "decide"),
     "durable_flows.engine.ingest": ("send", "asend", "cancel", "retry", "rerun"),
     "durable_flows.errors": (
         "NonRetriableError",

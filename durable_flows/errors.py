@@ -104,6 +104,30 @@ class DuplicateFlow(DurableFlowsError):
     """Two flows share one id."""
 
 
+class UnknownApproval(DurableFlowsError, LookupError):
+    """There is no approval of this id."""
+
+
+class ApprovalClosed(DurableFlowsError):
+    """An approval has been decided, or its time is over."""
+
+
+class NotAllowed(DurableFlowsError, PermissionError):
+    """This user may not do that."""
+
+
+class InvalidDecision(InvalidInput):
+    """The form of an approval is not filled in as it should be.
+
+    Attributes:
+        errors: field → what is wrong with it.
+    """
+
+    def __init__(self, message: str, errors: dict[str, list[str]], /) -> None:
+        self.errors = errors
+        super().__init__(message)
+
+
 class UnknownRun(DurableFlowsError, LookupError):
     """There is no run of this id."""
 

@@ -294,6 +294,29 @@ class Wait(models.Model):
         return f"{self.event_name} {self.criteria}".strip()
 
 
+class Approval(models.Model):
+    """What a flow asks people to decide. Its id is that of the wait which a decision ends."""
+
+    id = models.UUIDField(primary_key=True, editable=False)
+    run = models.ForeignKey(Run, models.DO_NOTHING, db_constraint=False, related_name="approvals")
+    key = models.CharField(max_length=255, help_text="The step's key.")
+    question = models.TextField()
+    permission = models.CharField(
+        max_length=255, default="", help_text="That who decides must have."
+    )
+    assignees = models.TextField(default="[]", help_text="JSON text: names of users.")
+    form = models.CharField(max_length=255, default="", help_text="The dotted path of a form.")
+    created_at = models.DateTimeField()
+
+    objects = querysets.ApprovalQuerySet.as_manager()
+
+    class Meta:
+        permissions: ClassVar = [("decide_approval", "Can decide approvals")]
+
+    def __str__(self) -> str:
+        return self.question
+
+
 class Signature(models.Model):
     """The paths that some wait for an event name compares; the router hashes each event by them.
 

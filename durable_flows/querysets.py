@@ -9,7 +9,7 @@ from django.db import models
 from durable_flows.rules.states import RunState
 
 if TYPE_CHECKING:
-    from durable_flows.models import Run, Wait  # noqa: F401
+    from durable_flows.models import Approval, Run, Wait  # noqa: F401
 
 
 class RunQuerySet(models.QuerySet["Run"]):
@@ -18,6 +18,16 @@ class RunQuerySet(models.QuerySet["Run"]):
     def unfinished(self) -> Self:
         """Runs that have not ended."""
         return self.filter(state__in=[RunState.QUEUED, RunState.STARTED])
+
+
+class ApprovalQuerySet(models.QuerySet["Approval"]):
+    """Words for approvals."""
+
+    def pending(self) -> Self:
+        """Approvals that nobody has decided yet, and that are still waited for."""
+        from durable_flows.models import Wait
+
+        return self.filter(pk__in=Wait.objects.pending().values("pk"))
 
 
 class WaitQuerySet(models.QuerySet["Wait"]):

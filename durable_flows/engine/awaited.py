@@ -9,6 +9,9 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import date, datetime, timedelta
 from typing import Any, Literal, Protocol, TypeVar, overload
 
+from django.forms import Form
+
+from durable_flows.engine.approvals import Decision
 from durable_flows.engine.tools import MAX_IN_FLIGHT, Later, Since
 from durable_flows.registry import Flow
 from durable_flows.rules.backoff import Retries
@@ -100,6 +103,17 @@ class AsyncStep(Protocol):
         if_: str | None = None,
         since: Since = None,
     ) -> Awaited[list[Event]]: ...
+
+    def wait_for_approval(
+        self,
+        id: str,
+        *,
+        timeout: str | float | timedelta,
+        question: str = "",
+        permission: str | None = None,
+        assignees: Sequence[str] = (),
+        form: type[Form] | str | None = None,
+    ) -> Awaited[Decision | None]: ...
 
     def send_event(self, id: str, events: Event | Sequence[Event]) -> Awaited[list[str]]: ...
 

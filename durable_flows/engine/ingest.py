@@ -27,7 +27,7 @@ from durable_flows.errors import (
     WrongDatabase,
 )
 from durable_flows.registry import Flow, provide
-from durable_flows.rules import clock, events, keys
+from durable_flows.rules import clock, events, keys, payload
 from durable_flows.rules.events import Encoded, Event
 from durable_flows.rules.states import RunState
 
@@ -201,6 +201,13 @@ def invoke(
     """
     run_of = partial(keys.flow_run_id, flow_id)
     return _command(events.INVOKE, flow_id, data, run_of, user=user, key=key, v=v, sender=sender)
+
+
+def decide(approval_id: uuid.UUID, said: dict[str, Any], *, run_id: uuid.UUID) -> bool:
+    """Store the decision on an approval. Returns whether it is the first."""
+    event_id = _command(events.DECIDED, str(run_id), said, lambda _: run_id, key=str(approval_id))
+    rows = sql.execute("SELECT data FROM durable_flows_event WHERE id = %(id)s", {"id": event_id})
+    return bool(payload.loads(rows[0][0]) == said)
 
 
 def tell_ends(run_ids: Sequence[uuid.UUID]) -> None:

@@ -444,13 +444,22 @@ class Journal:
         """Note, once, that something goes otherwise than the author of the flow may think."""
         self._persistently(lambda again: notes.warn({(self.claim.run_id, about): message}))
 
-    def await_event(self, key: str, request: Waiting) -> Recorded:
+    def await_event(
+        self, key: str, request: Waiting, prepare: Callable[[], None] | None = None
+    ) -> Recorded:
         """The end of a wait: registered, looked back for, and recorded once it has ended.
+
+        Args:
+            key: the step's.
+            request: what is waited for.
+            prepare: writes what belongs to the wait, before it is registered; may be called again.
 
         Raises:
             Suspend: nothing has ended it yet.
         """
         known = self._waits.get(key)
+        if known is None and prepare is not None:
+            self._persistently(lambda again: prepare())
         wait = known or self._register(request)
         if not wait.outcome:  # also when an earlier slice died between its commit and this look
             registered, is_known = wait, known is not None

@@ -14,9 +14,11 @@ from datetime import date, datetime, timedelta
 from functools import partial
 from typing import Any, Literal, Protocol, TypeVar, overload
 
+from django.forms import Form
 from django.utils import timezone
 
-from durable_flows.engine import failpoints, groups, notes, scopes, signatures
+from durable_flows.engine import approvals, failpoints, groups, notes, scopes, signatures
+from durable_flows.engine.approvals import Asked, Decision
 from durable_flows.engine.arguments import (
     Invocation,
     awaited_events,
@@ -334,6 +336,43 @@ class Step:
         found: list[Event] = self._driver.drive(place, lambda: self._collect(place, wanted))
         return found
 
+    def wait_for_approval(
+        self,
+        id: str,
+        *,
+        timeout: str | float | timedelta,
+        question: str = "",
+        permission: str | None = None,
+        assignees: Sequence[str] = (),
+        form: type[Form] | str | None = None,
+    ) -> Decision | None:
+        """Wait for a person to approve or to reject, holding no worker.
+
+        Who may decide has the permission, and is one of the assignees, as far as these are given.
+
+        Args:
+            id: the step's name.
+            timeout: how long to wait; at most 366 days.
+            question: what is to be decided, for people; default the step's name.
+            permission: ``"app_label.codename"``.
+            assignees: names of users.
+            form: a form of Django's, or its dotted path, to be filled in with the approval.
+
+        Returns:
+            The `Decision`, or None after the timeout.
+
+        Raises:
+            InvalidDuration, InvalidOption: an argument cannot be read.
+        """
+        what = f"step.wait_for_approval({id!r})"
+        asked = Asked.of(what, question or id, permission, assignees, form)
+        patience = longest_wait(timeout, what=f"{what}, timeout=")
+        place = self._enter(id)
+        found: Decision | None = self._driver.drive(
+            place, lambda: self._wait_for_approval(place, asked, patience)
+        )
+        return found
+
     def send_event(self, id: str, events: Event | Sequence[Event]) -> list[str]:
         """Send events exactly once: they and the step's record are one transaction.
 
@@ -640,6 +679,18 @@ class Step:
         found = yield from self._wait_for_several(place, wanted, len(wanted))
         return sorted(filter(None, found), key=lambda event: event.public_id)
 
+    def _wait_for_approval(self, place: Place, asked: Asked, patience: timedelta) -> Tool:
+        key, claim = place.key, self._journal.claim
+        recorded = yield from self._waited(
+            place,
+            lambda: self._journal.await_event(
+                key,
+                approvals.request(claim, key, asked, patience),
+                prepare=lambda: approvals.ask(claim, key, asked),
+            ),
+        )
+        return None if recorded.output is None else Decision.of(Event.from_dict(recorded.value))
+
     def _waited(self, place: Place, wait: Callable[[], Recorded]) -> Tool:
         recorded = yield Write(lambda: self._journal.begin(place.key) or wait())
         place.scope.last_key = place.key
@@ -786,7 +837,7 @@ class Later:
 
     TOOLS = (
         *("run", "sleep", "sleep_until", "send_event", "invoke"),
-        *("wait_for_event", "wait_for_events", "collect"),
+        *("wait_for_event", "wait_for_events", "collect", "wait_for_approval"),
     )
 
     def __init__(self, step: Step) -> None:

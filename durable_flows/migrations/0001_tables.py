@@ -157,6 +157,22 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.CreateModel(
+            name='Approval',
+            fields=[
+                ('id', models.UUIDField(editable=False, primary_key=True, serialize=False)),
+                ('run', models.ForeignKey(db_constraint=False, on_delete=django.db.models.deletion.DO_NOTHING, related_name='approvals', to='durable_flows.run')),
+                ('key', models.CharField(help_text="The step's key.", max_length=255)),
+                ('question', models.TextField()),
+                ('permission', models.CharField(default='', help_text='That who decides must have.', max_length=255)),
+                ('assignees', models.TextField(default='[]', help_text='JSON text: names of users.')),
+                ('form', models.CharField(default='', help_text='The dotted path of a form.', max_length=255)),
+                ('created_at', models.DateTimeField()),
+            ],
+            options={
+                'permissions': [('decide_approval', 'Can decide approvals')],
+            },
+        ),
+        migrations.CreateModel(
             name='Signature',
             fields=[
                 ('id', models.UUIDField(primary_key=True, serialize=False)),

@@ -20,6 +20,7 @@ RETRY = "flows/run.retry"
 RERUN = "flows/run.rerun"
 INVOKE = "flows/run.invoke"
 ENDED = "flows/run.ended"
+DECIDED = "flows/approval.decided"
 
 NAME_LENGTH = 256
 ID_LENGTH = 255

@@ -110,7 +110,7 @@ def test_each_may_have_a_condition_of_its_own():
 def test_replies_that_were_faster_than_the_waits_are_seen():
     @flow("gather", on="go")
     def gather(step):
-        step.run("ask", lambda: [send("a"), send("b")] and None)
+        step.run("ask", lambda: (send("a"), send("b")))
         return names(step.wait_for_events("both", ["a", "b"], timeout="1h"))
 
     assert played().result == ["a", "b"]
@@ -163,7 +163,7 @@ def test_what_has_come_when_the_time_is_over_is_what_was_collected():
 def test_a_worker_that_dies_meanwhile_loses_none_of_them(place):
     @flow("gather", on="go")
     def gather(step):
-        step.run("ask", lambda: [send("a"), send("b")] and None)
+        step.run("ask", lambda: (send("a"), send("b")))
         return names(step.wait_for_events("two", ["a", "b", "c"], timeout="1h", mode=2))
 
     with crash_at(place) as crash:

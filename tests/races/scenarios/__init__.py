@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.races.scenario import Recipe
 from tests.races.scenarios import (
+    approvals,
     branches,
     claims,
     commands,
@@ -17,6 +18,17 @@ from tests.races.scenarios import (
 
 ALL: dict[str, Recipe] = {
     recipe.__name__.replace("_", " "): recipe
-    for module in (waits, claims, steals, ends, families, events, commands, branches, sagas)
+    for module in (
+        waits,
+        claims,
+        steals,
+        ends,
+        families,
+        events,
+        commands,
+        branches,
+        sagas,
+        approvals,
+    )
     for recipe in module.RACES
 }
