@@ -101,7 +101,7 @@ class ExpressionFailed(DurableFlowsError):
 
 
 class DuplicateFlow(DurableFlowsError):
-    """Two flows share one id."""
+    """Two flows share one id and one version."""
 
 
 class UnknownApproval(DurableFlowsError, LookupError):
@@ -279,6 +279,10 @@ class UnserialisableResult(NonRetriableError):
 
 class BranchGone(NonRetriableError):
     """The branch that has decided a race is no more in the code."""
+
+
+class VersionGone(NonRetriableError):
+    """The version of its flow that has started a run is no more in the code; the run is parked."""
 
 
 class MissingMatch(NonRetriableError):

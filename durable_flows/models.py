@@ -108,6 +108,9 @@ class Run(models.Model):
         default=False, db_default=False, help_text="Somebody is to be told of its end."
     )
     state = models.CharField(max_length=10, choices=_choices(RunState), default=RunState.QUEUED)
+    version = models.IntegerField(
+        null=True, help_text="Of its flow; 0 if that has none, null until some process knows it."
+    )
     queue = models.CharField(max_length=255)
     mark = models.BigIntegerField(help_text="Its trigger's number in the order of routing.")
     generation = models.IntegerField(default=0, help_text="How often it was retried.")
@@ -388,7 +391,7 @@ class Deployment(models.Model):
     """A set of flows that processes have loaded. The newest that is alive routes."""
 
     digest = models.CharField(max_length=64, primary_key=True)
-    flows = models.TextField(help_text="JSON text: the flows and their triggers.")
+    flows = models.TextField(help_text="JSON text: the flows, their versions and triggers.")
     first_seen_at = models.DateTimeField()
     alive_at = models.DateTimeField()
 

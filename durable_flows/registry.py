@@ -36,6 +36,7 @@ Handler = Callable[..., Any]
 #: What a handler may ask for, by parameter name.
 PARAMETERS = ("event", "events", "step", "run")
 ID_LENGTH = 200
+MOST_VERSION = 2**31 - 1
 NAMES_KEPT = 10_000  # event names of which the listening flows are remembered
 _ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]*[A-Za-z0-9])?")
 
@@ -51,6 +52,7 @@ class Flow:
         cancel_on: events that cancel its unfinished runs.
         retries: the policy of its steps and of the code between them.
         timeouts: how long its runs may take, if that is limited.
+        version: of several flows of this id the highest starts new runs; 0: it was given none.
         queue: the Celery queue its runs execute on; empty: the project's default.
         parameters: which of `PARAMETERS` the handler takes.
     """
@@ -61,6 +63,7 @@ class Flow:
     cancel_on: tuple[CancelOn, ...] = ()
     retries: Retries = field(default_factory=Retries)
     timeouts: Timeouts | None = None
+    version: int = 0
     queue: str = ""
     parameters: frozenset[str] = frozenset()
 
@@ -80,6 +83,8 @@ class Flow:
         key: str | None = None,
     ) -> str:
         """Ask for a run, without an event of its own; joins the caller's transaction.
+
+        It is a run of the newest version of the flow, whichever this one is.
 
         Args:
             data: what the handler finds in ``event.data``.
@@ -112,9 +117,24 @@ class Flow:
         return inspect.iscoroutinefunction(self.handler)
 
     @property
+    def name(self) -> str:
+        """Its id and, if it has one, its version, for lists."""
+        return f"{self.id}, version {self.version}" if self.version else self.id
+
+    @property
+    def label(self) -> str:
+        """Its id and, if it has one, its version, for messages."""
+        return labelled(self.id, self.version)
+
+    @property
     def place(self) -> str:
         """Where the handler is defined, for messages."""
         return f"{self.handler.__module__}.{self.handler.__qualname__}"
+
+
+def labelled(flow_id: str, version: int | None) -> str:
+    """A flow's id and, if it has one, its version, for messages."""
+    return f"{flow_id!r}, version {version}" if version else repr(flow_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +150,14 @@ class Listener:
 
 
 class Registry:
-    """The flows of this process, by id and by trigger."""
+    """The flows of this process, by id and by trigger.
+
+    Of several versions of a flow the highest is the newest: it alone is started by events.
+    """
 
     def __init__(self) -> None:
-        self._flows: dict[str, Flow] = {}
+        self._flows: dict[tuple[str, int], Flow] = {}
+        self._newest: dict[str, Flow] = {}
         self._named: dict[str, list[Flow]] = {}
         self._prefixed: list[Flow] = []
         self._found: dict[str, tuple[Listener, ...]] = {}
@@ -144,20 +168,37 @@ class Registry:
         """Register a flow.
 
         Raises:
-            DuplicateFlow: another function has this id.
+            DuplicateFlow: another function has this id and this version.
         """
-        known = self._flows.get(flow.id)
+        known = self._flows.get((flow.id, flow.version))
         if known is not None and not _is_same(known.handler, flow.handler):
             raise DuplicateFlow(
-                f"flow id {flow.id!r} is used twice, by {known.place} and by {flow.place}; "
-                "an id is the identity of a flow's runs: give one of them another"
+                f"flow {flow.label} is declared twice, by {known.place} and by {flow.place}; "
+                "an id is the identity of a flow's runs: give one of them another id, or, if it is "
+                "the same flow written anew, another version"
             )
-        self._flows[flow.id] = flow
+        self._flows[flow.id, flow.version] = flow
         self._index()
 
-    def find(self, flow_id: str) -> Flow | None:
-        """The flow of this id, or None if this process knows none."""
-        return self._flows.get(flow_id)
+    def remove(self, flow: Flow) -> None:
+        """Forget a flow; for tests."""
+        del self._flows[flow.id, flow.version]
+        self._index()
+
+    def find(self, flow_id: str, version: int | None = None) -> Flow | None:
+        """The flow of this id and version, or None if this process knows none.
+
+        Args:
+            flow_id: its id.
+            version: 0 is the flow that was given none; None: the newest.
+        """
+        if version is None:
+            return self._newest.get(flow_id)
+        return self._flows.get((flow_id, version))
+
+    def versions(self, flow_id: str) -> list[int]:
+        """The versions of the flow that this process knows, the newest last."""
+        return sorted(version for id_, version in self._flows if id_ == flow_id)
 
     def listening(self, event_name: str) -> Sequence[Flow]:
         """The flows that an event of this name may start, each once."""
@@ -186,13 +227,17 @@ class Registry:
         return self._places[flow.id]
 
     @property
-    def described(self) -> dict[str, list[str]]:
-        """What this process can do with events, ready for JSON: flow id → its triggers."""
-        return {flow.id: sorted(str(trigger) for trigger in flow.on) for flow in self}
+    def described(self) -> dict[str, dict[str, list[str]]]:
+        """What this process can do, ready for JSON: flow id → version → its triggers."""
+        found: dict[str, dict[str, list[str]]] = {}
+        for flow in self:
+            triggers = sorted(str(trigger) for trigger in flow.on)
+            found.setdefault(flow.id, {})[str(flow.version)] = triggers
+        return found
 
     @property
     def digest(self) -> str:
-        """The same, in 64 characters: equal wherever the same flows have the same triggers."""
+        """The same, in 64 characters: equal wherever the same flows have the same versions and triggers."""
         if not self._digest:
             text = json.dumps(self.described, sort_keys=True)
             self._digest = hashlib.sha256(text.encode()).hexdigest()
@@ -217,8 +262,12 @@ class Registry:
     def _index(self) -> None:
         self._named, self._prefixed, self._found = {}, [], {}
         self._digest = ""
-        self._places = {flow_id: place for place, flow_id in enumerate(self._flows)}
+        self._newest = {}
         for flow in self._flows.values():
+            if flow.version >= self._newest.get(flow.id, flow).version:
+                self._newest[flow.id] = flow
+        self._places = {flow_id: place for place, flow_id in enumerate(self._newest)}
+        for flow in self._newest.values():
             for trigger in flow.on:
                 if trigger.prefix is None:
                     self._named.setdefault(trigger.event, []).append(flow)
@@ -260,6 +309,7 @@ def flow(
     cancel_on: CancelOn | Sequence[CancelOn] = (),
     retries: int | Retries | None = None,
     timeouts: Timeouts | None = None,
+    version: int | None = None,
     queue: str = "",
 ) -> Callable[[Handler], Flow]:
     """Declare a durable function.
@@ -273,12 +323,15 @@ def flow(
         retries: attempts after the first, of each step and of each stretch of code between steps:
             a number from 0 to 20, or a `Retries` policy. Default 4.
         timeouts: how long a run may take to begin, and to end: it is cancelled then.
+        version: a number from 1. Flows of one id and different versions stand side by side: the
+            highest starts new runs, and a run stays with the one that has started it. A flow
+            without a version is older than all that have one.
         queue: Celery queue on which its runs execute; default the project's.
 
     Raises:
         InvalidOption: an option is wrong; the message names the flow, the option and the remedy.
         InvalidHandler: the function asks for a parameter that no run can offer.
-        DuplicateFlow: another function has this id.
+        DuplicateFlow: another function has this id and version.
     """
     check_id(id)
 
@@ -290,6 +343,7 @@ def flow(
             cancel_on=_cancels(id, cancel_on),
             retries=_retries(id, retries),
             timeouts=_timeouts(id, timeouts),
+            version=_version(id, version),
             queue=_queue(id, queue),
             parameters=_parameters(id, handler),
         )
@@ -367,6 +421,21 @@ def _timeouts(id: str, timeouts: Any) -> Timeouts | None:
             f"flow {id!r}: timeouts= takes Timeouts(start=…, finish=…), not {timeouts!r}"
         )
     return timeouts
+
+
+def _version(id: str, version: Any) -> int:
+    if version is None:
+        return 0
+    if (
+        isinstance(version, bool)
+        or not isinstance(version, int)
+        or not 1 <= version <= MOST_VERSION
+    ):
+        raise InvalidOption(
+            f"flow {id!r}: version= is a whole number from 1 to {MOST_VERSION:,}, the highest being "
+            f"the newest, not {version!r}"
+        )
+    return version
 
 
 def _queue(id: str, queue: Any) -> str:

@@ -77,6 +77,7 @@ class RunView:
     Attributes:
         id: its id.
         flow: its flow's id.
+        version: of its flow; 0 if that has none, None until some process knows it.
         state: queued, started, completed, failed or cancelled.
         activity: queued, running, waiting, parked or cancelling; empty once it has ended.
         result: what the handler returned, decoded.
@@ -93,6 +94,7 @@ class RunView:
 
     id: str
     flow: str
+    version: int | None
     state: str
     activity: str
     result: Any
@@ -318,6 +320,7 @@ def _view(run: Run) -> RunView:
     return RunView(
         id=str(run.pk),
         flow=run.flow,
+        version=run.version,
         state=run.state,
         activity=due.state if due else "",
         result=_decoded(run.result),

@@ -71,7 +71,14 @@ class RunAdmin(ReadOnly):
         "No runs yet. Send an event that a flow listens to, with durable_flows.send(…), and have a "
         "worker running: the run appears here."
     )
-    left_out_if_empty = ("reason_text", "invoked_by", "does_again", "failure", "outcome")
+    left_out_if_empty = (
+        "version_text",
+        "reason_text",
+        "invoked_by",
+        "does_again",
+        "failure",
+        "outcome",
+    )
     fieldsets = (
         (
             None,
@@ -79,6 +86,7 @@ class RunAdmin(ReadOnly):
                 "fields": (
                     "activity",
                     "flow",
+                    "version_text",
                     "trigger",
                     "invoked_by",
                     "does_again",
@@ -189,6 +197,11 @@ class RunAdmin(ReadOnly):
         """Its id."""
         return showing.identifier(run.pk)
 
+    @admin.display(description="version")
+    def version_text(self, run: Run) -> str:
+        """The version of its flow, if that has any."""
+        return str(run.version or showing.NOTHING)
+
     @admin.display(description="triggered by")
     def trigger(self, run: Run) -> SafeString:
         """Its event; without a link once that was purged."""
@@ -250,6 +263,7 @@ class RunAdmin(ReadOnly):
     readonly_fields = (
         *("activity", "trigger", "reason_text", "created", "started", "ended", "took"),
         *("retried", "run_id", "failure", "outcome", "invoked_by", "does_again"),
+        "version_text",
     )
 
 

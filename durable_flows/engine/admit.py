@@ -202,14 +202,14 @@ def go_on(run_id: uuid.UUID, command: Routed) -> None:
         IllegalTransition: the run has not failed.
     """
     rows = sql.execute(
-        "SELECT r.state, r.error, r.generation, r.lease, r.queue, r.flow, "
+        "SELECT r.state, r.error, r.generation, r.lease, r.queue, r.flow, r.version, "
         f"{stored.columns('e')} FROM durable_flows_run r "
         "JOIN durable_flows_event e ON e.id = r.event_id WHERE r.id = %(run)s FOR UPDATE OF r",
         {"run": run_id},
     )
     if not rows:
         raise UnknownRun(f"there is no run {run_id}")
-    state, error, generation, lease, queue, flow_id, *event = rows[0]
+    state, error, generation, lease, queue, flow_id, version, *event = rows[0]
     check_move(state, RunState.QUEUED)
     _forget_failed_step(run_id, error)
     sql.execute(
@@ -217,7 +217,7 @@ def go_on(run_id: uuid.UUID, command: Routed) -> None:
         "started_at = NULL, ended_at = NULL, error = NULL, reason = '' WHERE id = %(run)s",
         {"run": run_id},
     )
-    flow = registry.find(flow_id)
+    flow = registry.find(flow_id, version)
     # Above the lease of the end: that end, repeated since its answer was lost, must not end this one.
     _insert_due([(run_id, queue, lease + 1, flow)])
     newer_than = (command.deliver_at, command.arrival)
@@ -233,6 +233,7 @@ def _insert_runs(starts: Sequence[Start]) -> list[uuid.UUID]:
         {
             "id": [start.run_id for start in starts],
             "flow": [start.flow_id for start in starts],
+            "version": [start.flow and start.flow.version for start in starts],
             "event_id": [start.trigger.id for start in starts],
             "parent_id": [start.parent for start in starts],
             "origin": [start.origin for start in starts],

@@ -31,7 +31,10 @@ _START = (
     "UPDATE durable_flows_run SET state = 'started', "
     "started_at = coalesce(started_at, %(now)s::timestamptz) "
 )
-_COLUMNS = f"r.id, r.flow, r.generation, r.mark, r.created_at, r.started_at, e.depth, {stored.columns('e')}"
+_COLUMNS = (
+    "r.id, r.flow, r.version, r.generation, r.mark, r.created_at, r.started_at, e.depth, "
+    f"{stored.columns('e')}"
+)
 _EVENT = "JOIN durable_flows_event e ON e.id = r.event_id"
 #: Where a statement can do it all: one round trip and one plan.
 _AT_ONCE = (
@@ -87,12 +90,13 @@ def _one_by_one(params: dict[str, Any]) -> list[sql.Row]:
 
 
 def _claim(queue: str, row: sql.Row, now: datetime) -> Claim:
-    _, lease, state, _, claims, deadline, run_id, flow_id, generation, mark, *rest = row
-    created_at, started_at, depth, *event = rest
+    _, lease, state, _, claims, deadline, run_id, flow_id, *rest = row
+    version, generation, mark, created_at, started_at, depth, *event = rest
     found = stored.event(event)
     return Claim(
         run_id=sql.uid(run_id),
         flow_id=flow_id,
+        version=version,
         queue=queue,
         lease=lease,
         unended=claims - 1,

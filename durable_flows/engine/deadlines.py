@@ -65,14 +65,14 @@ def _serve_some() -> int:
     if not rows:
         return 0
     found = sql.execute(
-        f"SELECT id, flow, started_at FROM durable_flows_run WHERE {sql.among('id', 'runs')}",
+        f"SELECT id, flow, version, started_at FROM durable_flows_run WHERE {sql.among('id', 'runs')}",
         {"runs": [sql.uid(row[0]) for row in rows]},
     )
     missed: dict[uuid.UUID, str] = {}
     wanted: dict[uuid.UUID, datetime | None] = {}
-    for run_id, flow_id, started_at in found:
+    for run_id, flow_id, version, started_at in found:
         started = started_at and sql.moment(started_at)
-        flow = registry.find(flow_id)
+        flow = registry.find(flow_id, version)
         timeouts = flow.timeouts if flow else None
         reason = deadlines.missed_at_rest(timeouts, started_at=started, now=now)
         if reason:

@@ -165,12 +165,18 @@ def may_route() -> tuple[str, dict[str, Any]]:
     return f"coalesce(({newest}), %(digest)s) = %(digest)s", params
 
 
-def known_flows() -> set[str]:
-    """The ids of all flows that some process knows which is alive, and of those known here."""
+def known_flows() -> set[tuple[str, int]]:
+    """The ids and versions of all flows that some live process knows, and of those known here."""
     rows = sql.execute(
         f"SELECT d.flows FROM durable_flows_deployment d WHERE {_alive('d')}", _bounds(clock.now())
     )
-    return {flow.id for flow in registry}.union(*(json.loads(flows) for (flows,) in rows))
+    described = [registry.described, *(json.loads(flows) for (flows,) in rows)]
+    return {
+        (flow_id, int(version))
+        for flows in described
+        for flow_id, versions in flows.items()
+        for version in versions
+    }
 
 
 def silence() -> timedelta:

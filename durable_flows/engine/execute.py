@@ -25,6 +25,7 @@ from durable_flows.engine import (
     settle,
     solitude,
     sql,
+    versions,
 )
 from durable_flows.engine.batch import Batch
 from durable_flows.engine.claim import claim
@@ -56,7 +57,7 @@ from durable_flows.errors import (
     SuspendSwallowed,
     UnserialisableResult,
 )
-from durable_flows.registry import Flow, registry
+from durable_flows.registry import Flow
 from durable_flows.rules import clock, outcomes, payload, poison
 from durable_flows.rules.lookback import LookBack
 from durable_flows.rules.states import DueState, RunState, StepKind
@@ -173,7 +174,7 @@ def execute(claimed: Claim, history: History) -> Outcome:
     """One slice of a run: replay its handler until it suspends or ends; or undo what it has done."""
     if claimed.cancelling and not history.intents:
         return cancelled(claimed)
-    flow = registry.find(claimed.flow_id)
+    flow = versions.flow_of(claimed)
     if flow is None:
         return Unknown()
     missed = "" if claimed.cancelling else _missed_deadline(claimed, flow)
@@ -300,7 +301,12 @@ def _driver(flow: Flow, claimed: Claim, journal: Journal) -> Threads | Tasks:
 
 def _arguments(flow: Flow, claimed: Claim, step: Step) -> dict[str, Any]:
     return flow.arguments(
-        {"event": claimed.event, "events": [claimed.event], "step": step, "run": Run.of(claimed)}
+        {
+            "event": claimed.event,
+            "events": [claimed.event],
+            "step": step,
+            "run": Run.of(claimed, flow),
+        }
     )
 
 

@@ -20,11 +20,14 @@ class Claim:
     """A run that this process holds: what a slice needs to know of it.
 
     Attributes:
+        version: of its flow; None until it is decided, where the run was admitted by a process that did
+            not know the flow.
         unended: claims in a row before this one that did not end: their workers died, or lost it.
     """
 
     run_id: uuid.UUID
     flow_id: str
+    version: int | None
     queue: str
     lease: int
     unended: int

@@ -9,6 +9,8 @@ from durable_flows.engine import sql
 from durable_flows.models import RunWarning
 from durable_flows.rules import clock
 
+PARKED = "parked"  # what a warning is about that says why no process can execute a run
+
 
 def warn(warnings: Mapping[tuple[uuid.UUID, str], str]) -> None:
     """Note warnings: (run, what it is about) → message. The first about anything stands.

@@ -10,10 +10,20 @@ import logging
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from durable_flows.engine import deployments, failpoints, finish, leases, ring, sql
+from durable_flows.engine import (
+    deployments,
+    failpoints,
+    finish,
+    leases,
+    notes,
+    ring,
+    sql,
+    versions,
+)
 from durable_flows.engine.finish import Ending
 from durable_flows.engine.history import Claim
 from durable_flows.engine.persist import until_answered
+from durable_flows.errors import DurableFlowsError
 from durable_flows.rules import clock
 from durable_flows.rules.states import DueState, RunState
 
@@ -82,10 +92,18 @@ def _write_outcome(claimed: Claim, outcome: Outcome) -> None:
     elif isinstance(outcome, HandedBack):
         _hand_back(claimed, outcome)
     elif isinstance(outcome, Unknown):
-        if claimed.flow_id in deployments.known_flows():
+        known = deployments.known_flows()
+        if _is_among(claimed, known):
             _leave_to_others(claimed)
         else:
-            _park(claimed)
+            _park(claimed, versions.gone(claimed, known))
+
+
+def _is_among(claimed: Claim, known: set[tuple[str, int]]) -> bool:
+    """Whether the code that executes this run is known."""
+    if claimed.version is None:
+        return any(flow_id == claimed.flow_id for flow_id, _ in known)
+    return (claimed.flow_id, claimed.version) in known
 
 
 #: A run that is undone while it is being cancelled stays so.
@@ -181,11 +199,11 @@ def _leave_to_others(claimed: Claim) -> None:
         _see_why_not(claimed, has_undo=claimed.cancelling)
 
 
-def _park(claimed: Claim) -> None:
-    logger.warning(
-        "run %s is parked: no worker that is alive knows a flow %r",
-        *(claimed.run_id, claimed.flow_id),
-    )
+def _park(claimed: Claim, why: DurableFlowsError | None = None) -> None:
+    """Let the run rest until a tick finds that it can go on; what keeps it is noted on it."""
+    unknown = f"no worker that is alive knows a flow {claimed.flow_id!r}"
+    reason = unknown if why is None else f"{type(why).__name__}: {why}"
+    logger.warning("run %s is parked: %s", claimed.run_id, reason)
     rows = sql.execute(
         "UPDATE durable_flows_due SET state = 'parked', wake_at = NULL, claims = 0 "
         "WHERE run_id = %(run)s AND lease = %(lease)s AND state = 'running' RETURNING run_id",
@@ -193,3 +211,5 @@ def _park(claimed: Claim) -> None:
     )
     if not rows:
         _see_why_not(claimed, has_undo=claimed.cancelling)
+    elif why is not None:
+        notes.warn({(claimed.run_id, notes.PARKED): reason})

@@ -17,7 +17,7 @@ from durable_flows.engine import (
     stored,
 )
 from durable_flows.engine.route import route
-from durable_flows.models import Due
+from durable_flows.models import Due, Run
 from durable_flows.rules import clock
 
 THE_ROW = 1
@@ -91,14 +91,19 @@ def keep_floor(queue: str) -> None:
 
 def unpark_known() -> None:
     """Let runs go on whose flow nobody knew, once a process that is alive knows it."""
+    flows = sorted(deployments.known_flows())
+    source, columns = sql.table(
+        Run, "f", {"flow": [flow for flow, _ in flows], "version": [number for _, number in flows]}
+    )
     sql.execute(
         "WITH known AS MATERIALIZED (SELECT d.run_id FROM durable_flows_due d "
         "JOIN durable_flows_run r ON r.id = d.run_id "
-        f"WHERE d.wake_at IS NULL AND {sql.among('r.flow', 'flows')} "
+        f"WHERE d.wake_at IS NULL AND EXISTS (SELECT 1 FROM {source} WHERE f.flow = r.flow "
+        "AND f.version = coalesce(r.version, f.version)) "
         "ORDER BY d.run_id FOR UPDATE OF d SKIP LOCKED) "
         "UPDATE durable_flows_due SET state = 'queued', wake_at = %(now)s::timestamptz "
         "WHERE run_id IN (SELECT run_id FROM known)",
-        {"now": clock.now(), "flows": sorted(deployments.known_flows())},
+        {"now": clock.now(), **columns},
     )
     failpoints.reach("unparked")
 

@@ -72,21 +72,24 @@ class Run:
     Attributes:
         id: the run's id.
         flow: its flow's id.
+        version: of its flow; 0 if that has none.
         created_at: when it was created.
         generation: how often it was retried.
     """
 
     id: str
     flow: str
+    version: int
     created_at: datetime
     generation: int
 
     @classmethod
-    def of(cls, claim: Claim) -> Run:
+    def of(cls, claim: Claim, flow: Flow) -> Run:
         """The run behind a claim."""
         return cls(
             id=str(claim.run_id),
             flow=claim.flow_id,
+            version=flow.version,
             created_at=claim.created_at,
             generation=claim.generation,
         )

@@ -59,6 +59,7 @@ class Migration(migrations.Migration):
                 ('origin', models.UUIDField(help_text='The run that it does again.', null=True)),
                 ('awaited', models.BooleanField(db_default=False, default=False, help_text='Somebody is to be told of its end.')),
                 ('state', models.CharField(choices=[('queued', 'queued'), ('started', 'started'), ('completed', 'completed'), ('failed', 'failed'), ('cancelled', 'cancelled')], default='queued', max_length=10)),
+                ('version', models.IntegerField(help_text='Of its flow; 0 if that has none, null until some process knows it.', null=True)),
                 ('queue', models.CharField(max_length=255)),
                 ('mark', models.BigIntegerField(help_text="Its trigger's number in the order of routing.")),
                 ('generation', models.IntegerField(default=0, help_text='How often it was retried.')),
@@ -216,7 +217,7 @@ class Migration(migrations.Migration):
             name='Deployment',
             fields=[
                 ('digest', models.CharField(max_length=64, primary_key=True, serialize=False)),
-                ('flows', models.TextField(help_text='JSON text: the flows and their triggers.')),
+                ('flows', models.TextField(help_text='JSON text: the flows, their versions and triggers.')),
                 ('first_seen_at', models.DateTimeField()),
                 ('alive_at', models.DateTimeField()),
             ],

@@ -64,9 +64,14 @@ class Version:
             return registry.digest
 
 
-def made(flow_id: str, *on: str, handler: Callable[..., Any] = lambda: "done") -> Flow:
+def made(
+    flow_id: str,
+    *on: str,
+    handler: Callable[..., Any] = lambda: "done",
+    version: int | None = None,
+) -> Flow:
     with registry.isolated():
-        return flow(flow_id, on=on)(handler)
+        return flow(flow_id, on=on, version=version)(handler)
 
 
 @pytest.fixture(autouse=True)
@@ -369,6 +374,33 @@ def test_a_run_that_sleeps_through_a_roll_back_goes_on_when_its_flow_is_back(old
     assert run_of(event).result == "rested"
 
 
+def test_a_run_goes_on_with_its_version_wherever_there_is_one_that_has_it(old: Version) -> None:
+    def first(step: Step) -> str:
+        step.sleep("rest", "1m")
+        return "first"
+
+    one = made("rests", "a/c", handler=first, version=1)
+    before = Version(*old.flows, one)
+    after = Version(*old.flows, made("rests", "a/c", version=2))
+    before.publish()
+    event = send("a/c")
+    before.work()
+    pass_time(timedelta(minutes=1), before, after)
+    after.work()
+    assert run_of(event).activity == "queued", "the old version is alive: it is left to it"
+    pass_time(GONE, after)
+    after.work()
+    assert run_of(event).activity == "parked", "nobody has its version"
+    both = Version(*after.flows, one)
+    both.publish()
+    both.work()
+    both.work()
+    assert run_of(event).result == "first"
+    newer = send("a/c")
+    both.work()
+    assert (run_of(newer).version, run_of(newer).result) == (2, "done")
+
+
 # -- publishing --------------------------------------------------------------------------------
 
 
@@ -377,13 +409,14 @@ def test_equal_flows_and_triggers_have_the_same_digest_in_any_order() -> None:
     assert Version(one, two).digest == Version(two, made("one", "a/2", "a/1")).digest
     assert Version(one).digest != Version(one, two).digest
     assert Version(one).digest != Version(made("one", "a/1")).digest
+    assert Version(one).digest != Version(made("one", "a/1", "a/2", version=1)).digest
     assert len(Version(one).digest) == 64
 
 
 def test_what_is_published_names_the_flows_and_their_triggers(new: Version) -> None:
     new.publish()
     found = Deployment.objects.get()
-    assert found.flows == '{"added": ["a/b", "a/c"], "stays": ["a/b"]}'
+    assert found.flows == '{"added": {"0": ["a/b", "a/c"]}, "stays": {"0": ["a/b"]}}'
     assert found.first_seen_at == found.alive_at
 
 

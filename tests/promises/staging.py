@@ -67,8 +67,7 @@ def now() -> datetime:
 
 def forget(known: Flow) -> None:
     """A deploy without this flow."""
-    registry._flows.pop(known.id)
-    registry._index()
+    registry.remove(known)
 
 
 class _Undone(Exception):

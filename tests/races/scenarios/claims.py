@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 from unittest.mock import patch
 from uuid import UUID
 
 from durable_flows import Step, flow
-from durable_flows.engine import deployments, floors, notes, ring
+from durable_flows.engine import deployments, floors, notes, ring, versions
 from durable_flows.engine.claim import claim
+from durable_flows.engine.history import Claim
 from durable_flows.engine.route import route
 from durable_flows.engine.suspend import _park
 from durable_flows.engine.tick import tick, unpark_known
@@ -125,6 +127,38 @@ def unpark_against_work() -> Scenario:
     )
 
 
+def version_against_version() -> Scenario:
+    """Two slices of a run whose version is undecided: that of a worker that stalled knows an older one."""
+    old = flow("rolls", on="a/b", version=1)(lambda: "old")
+    new = flow("rolls", on="a/b", version=2)(lambda: "new")
+
+    def stage() -> Claim:
+        run = replace(claimed("a/b"), version=None)
+        Run.objects.update(version=None)
+        return run
+
+    def holds(run: Claim, decided: Sequence[Any]) -> str:
+        (version,) = Run.objects.values_list("version", flat=True)
+        assert list(decided) == [version, version], "one run is executed by two versions"
+        return f"version {version}"
+
+    return Scenario(
+        stage=stage,
+        actors=[
+            ("stalled", lambda run: versions._decide(run, old)),
+            ("newer", lambda run: versions._decide(run, new)),
+        ],
+        holds=holds,
+        outcomes=frozenset({"version 1", "version 2"}),
+        twins=[
+            Twin(
+                without="the look at what is decided",
+                rewrite=cutting(r"coalesce\(version, (%\(version\)s)\)", r"\1"),
+            ),
+        ],
+    )
+
+
 def floor_against_admission() -> Scenario:
     """A tick notes how far all is done while runs are admitted that are due."""
     flow("quick", on="a/b")(lambda: None)
@@ -176,6 +210,7 @@ RACES = [
     tick_against_tick,
     publish_against_publish,
     unpark_against_work,
+    version_against_version,
     floor_against_admission,
     warning_against_warning,
 ]
