@@ -6,7 +6,7 @@ from typing import Any
 
 from django.core.mail import send_mail
 
-from durable_flows import Event, NonRetriableError, Step, flow
+from durable_flows import Awaited, Event, NonRetriableError, Step, flow
 from example_project.gather.models import Customer
 
 QUESTIONS = ("mail/welcome.wanted", "billing/trial.wanted", "sales/contact.wanted")
@@ -17,12 +17,8 @@ ANSWERS = ("mail/welcome.sent", "billing/trial.started", "sales/contact.added")
 def take_in(event: Event, step: Step) -> dict[str, Any]:
     """Ask all three, wait for all three; whoever keeps silent for five minutes is named."""
     step.send_event("ask", [Event(name, event.data) for name in QUESTIONS])
-    answers = step.parallel(
-        *[
-            step.later.wait_for_event(name, event=name, match="data.customer_id", timeout="5m")
-            for name in ANSWERS
-        ]
-    )
+    awaited = [Awaited(name, match="data.customer_id") for name in ANSWERS]
+    answers = step.wait_for_events("answers", awaited, timeout="5m")
     missing = [name for name, answer in zip(ANSWERS, answers, strict=True) if answer is None]
     if not missing:
         step.run("complete", note, event.data["customer_id"], "complete", atomic=True)

@@ -23,7 +23,7 @@ def sign_up(email: str) -> Customer:
     return customer
 
 
-ANSWERS = "mail/welcome.sent, billing/trial.started, sales/contact.added"
+ANSWERS = "answers[0], answers[1], answers[2], answers"
 
 ENDED = [
     *["mail-welcome completed (send-mail, note, answer)"] * 2,
