@@ -297,6 +297,22 @@ class Wait(models.Model):
         return f"{self.event_name} {self.criteria}".strip()
 
 
+class Fanout(models.Model):
+    """How far the children of a ``step.map`` have come."""
+
+    id = models.UUIDField(primary_key=True)
+    run = models.ForeignKey(Run, models.DO_NOTHING, db_constraint=False, related_name="fanouts")
+    key = models.CharField(max_length=255, help_text="The step's key.")
+    generation = models.IntegerField(help_text="That of the run: a retry maps anew.")
+    total = models.IntegerField(help_text="How many children there are to be.")
+    started = models.IntegerField(help_text="How many have been let begin.")
+    ended = models.IntegerField(help_text="How many have ended.")
+    created_at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.ended} of {self.total}"
+
+
 class Approval(models.Model):
     """What a flow asks people to decide. Its id is that of the wait which a decision ends."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -18,6 +18,7 @@ from durable_flows.rules.backoff import Retries
 from durable_flows.rules.options import Awaited, check_awaited_name, longest_wait
 
 ID_LENGTH = 200
+MOST_ITEMS = 10_000  # of one step.map
 _RESERVED_ID = re.compile(
     r"after:.*|.*#(\d+|intent|undo)|(parallel|race|task)(#\d+)?\[\d+\]/.*", re.DOTALL
 )
@@ -64,10 +65,7 @@ class Invocation:
             InvalidOption, InvalidDuration: it cannot be understood.
         """
         what = f"step.invoke({id!r})"
-        if on_parent_cancel not in ("cancel", "abandon"):
-            raise InvalidOption(
-                f"{what}: on_parent_cancel= is 'cancel' or 'abandon', not {on_parent_cancel!r}"
-            )
+        _check_parent_cancel(what, on_parent_cancel)
         longest = durations.LONGEST if timeout is None else timeout
         return cls(
             flow_id=_flow_id(flow, what),
@@ -78,6 +76,56 @@ class Invocation:
             expires_at=clock.now() + longest_wait(longest, what=f"{what}, timeout="),
             cascade=on_parent_cancel == "cancel",
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mapped:
+    """What ``step.map`` asks for.
+
+    Attributes:
+        flow_id: of which flow.
+        items: what its handler finds in ``event.data``, for each run.
+        most: how many runs at once.
+        cascade: whether they are cancelled with the caller.
+    """
+
+    flow_id: str
+    items: Sequence[Mapping[str, Any]]
+    most: int
+    cascade: bool
+
+    @classmethod
+    def of(
+        cls, id: str, flow: object, items: object, max_in_flight: object, on_parent_cancel: object
+    ) -> Mapped:
+        """What `Step.map` of this id was told. Raises `InvalidOption`."""
+        what = f"step.map({id!r})"
+        check_most(what, "max_in_flight", max_in_flight, MOST_ITEMS)
+        _check_parent_cancel(what, on_parent_cancel)
+        if isinstance(items, str | bytes | Mapping) or not isinstance(items, Iterable):
+            raise InvalidOption(f"{what}: the items are a list of dicts, not {items!r}")
+        listed = list(items)
+        if len(listed) > MOST_ITEMS:
+            raise InvalidOption(
+                f"{what}: {len(listed):,} items, the limit is {MOST_ITEMS:,}; map over them in parts"
+            )
+        for number, item in enumerate(listed):
+            if not isinstance(item, Mapping):
+                raise InvalidOption(
+                    f"{what}: each item is what a run finds in event.data, a dict; item {number} is "
+                    f"{item!r}"
+                )
+        return cls(
+            flow_id=_flow_id(flow, what),
+            items=listed,
+            most=max_in_flight,  # type: ignore[arg-type]
+            cascade=on_parent_cancel == "cancel",
+        )
+
+
+def _check_parent_cancel(what: str, given: object) -> None:
+    if given not in ("cancel", "abandon"):
+        raise InvalidOption(f"{what}: on_parent_cancel= is 'cancel' or 'abandon', not {given!r}")
 
 
 def _flow_id(flow: object, what: str) -> str:

@@ -5,14 +5,14 @@ Declarations only. What handlers get, and what each tool does, is `tools.Step`.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import date, datetime, timedelta
 from typing import Any, Literal, Protocol, TypeVar, overload
 
 from django.forms import Form
 
 from durable_flows.engine.approvals import Decision
-from durable_flows.engine.tools import MAX_IN_FLIGHT, Later, Since
+from durable_flows.engine.tools import MAPPED_AT_ONCE, MAX_IN_FLIGHT, Later, Since
 from durable_flows.registry import Flow
 from durable_flows.rules.backoff import Retries
 from durable_flows.rules.events import Event
@@ -129,6 +129,16 @@ class AsyncStep(Protocol):
         key: str | None = None,
         on_parent_cancel: Literal["cancel", "abandon"] = "cancel",
     ) -> Awaited[Any]: ...
+
+    def map(
+        self,
+        id: str,
+        flow: Flow | str,
+        items: Iterable[Mapping[str, Any]],
+        *,
+        max_in_flight: int = MAPPED_AT_ONCE,
+        on_parent_cancel: Literal["cancel", "abandon"] = "cancel",
+    ) -> Awaited[list[Any]]: ...
 
     def saga(self) -> AsyncSaga: ...
 

@@ -54,7 +54,7 @@ def invoke(
             key=invocation.key,
             sender=sender,
         )
-        _check_lease(claim)
+        check_lease(claim)
         child = Child(
             id=wait_id,
             key=key,
@@ -101,7 +101,7 @@ def _outcome(child: Child) -> str:
     return WaitOutcome.TIMEOUT if child.expires_at <= clock.now() else ""
 
 
-def _check_lease(claim: Claim) -> None:
+def check_lease(claim: Claim) -> None:
     """Lock the due row until the commit: whoever wants to cancel or to take over comes later."""
     rows = sql.execute(
         "SELECT state FROM durable_flows_due WHERE run_id = %(run)s AND lease = %(lease)s FOR SHARE",
@@ -184,12 +184,18 @@ def over(batch: Sequence[Routed]) -> Over:
     )
 
 
-def settle(found: Over) -> list[uuid.UUID]:
-    """End these waits, as far as nothing else has. Returns the runs to wake, whose due rows are locked."""
-    woken = _end(found.outcomes)
-    if woken:
+def settle(found: Over) -> tuple[list[uuid.UUID], list[tuple[uuid.UUID, str]]]:
+    """End these waits, as far as nothing else has. The due rows of their runs are locked.
+
+    Returns:
+        The runs to wake; and the waits for one of many, by run and key, which wake nobody by themselves.
+    """
+    ended = _end(found.outcomes)
+    woken = [run for run, _, kind in ended if kind == WaitKind.CHILD]
+    items = [(run, key) for run, key, kind in ended if kind == WaitKind.ITEM]
+    if ended:
         failpoints.reach("children_settled")
-    return woken
+    return woken, items
 
 
 def _waits_for_ended(run_ids: Sequence[uuid.UUID]) -> list[sql.Row]:
@@ -199,7 +205,7 @@ def _waits_for_ended(run_ids: Sequence[uuid.UUID]) -> list[sql.Row]:
     return sql.execute(
         "SELECT w.id, w.run_id, r.state FROM durable_flows_wait w "
         "JOIN durable_flows_run r ON r.id = w.match "
-        f"WHERE {sql.among('w.match', 'runs')} AND w.settled_at IS NULL AND w.kind = 'child' "
+        f"WHERE {sql.among('w.match', 'runs')} AND w.settled_at IS NULL AND w.kind IN ('child', 'item') "
         "AND r.ended_at <= w.expires_at",
         {"runs": list(run_ids)},
     )
@@ -222,13 +228,13 @@ def _waits_for_skipped(asked: Sequence[Routed]) -> list[sql.Row]:
         f"SELECT w.id, w.run_id, 'skipped' FROM {source} "
         "JOIN durable_flows_admission a ON a.event_id = t.event_id AND a.verdict = 'skip' "
         "JOIN durable_flows_wait w ON w.match = t.match "
-        "WHERE w.settled_at IS NULL AND w.kind = 'child'",
+        "WHERE w.settled_at IS NULL AND w.kind IN ('child', 'item')",
         columns,
     )
 
 
-def _end(outcomes: Mapping[uuid.UUID, str]) -> list[uuid.UUID]:
-    """End those that nothing has ended. Returns their runs."""
+def _end(outcomes: Mapping[uuid.UUID, str]) -> list[tuple[uuid.UUID, str, str]]:
+    """End those that nothing has ended. Returns their runs, keys and kinds."""
     if not outcomes:
         return []
     source, columns = sql.table(
@@ -239,7 +245,8 @@ def _end(outcomes: Mapping[uuid.UUID, str]) -> list[uuid.UUID]:
     rows = sql.execute(
         "UPDATE durable_flows_wait SET settled_at = %(now)s::timestamptz, outcome = t.outcome "
         f"FROM {source} WHERE durable_flows_wait.id = t.id "
-        "AND durable_flows_wait.settled_at IS NULL RETURNING durable_flows_wait.run_id",
+        "AND durable_flows_wait.settled_at IS NULL RETURNING durable_flows_wait.run_id, "
+        "durable_flows_wait.key, durable_flows_wait.kind",
         {"now": clock.now(), **columns},
     )
-    return [sql.uid(row[0]) for row in rows]
+    return [(sql.uid(run_id), key, kind) for run_id, key, kind in rows]

@@ -53,6 +53,8 @@ PLACES = frozenset(
         "wait_settled",
         # invoked runs
         "before_invoke_commit",
+        "before_map_commit",
+        "map_advanced",
         "invoke_registered",
         "before_child_settled",
         "ends_told",

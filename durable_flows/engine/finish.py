@@ -62,7 +62,7 @@ def _cancel_children(run_ids: Sequence[uuid.UUID], now: datetime) -> None:
         return
     rows = sql.execute(
         "SELECT match, run_id FROM durable_flows_wait "
-        f"WHERE {sql.among('run_id', 'runs')} AND kind = 'child' AND cascade "
+        f"WHERE {sql.among('run_id', 'runs')} AND kind IN ('child', 'item') AND cascade "
         "AND outcome = 'closed' AND settled_at = %(now)s",
         {"runs": list(run_ids), "now": now},
     )

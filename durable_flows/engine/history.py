@@ -176,6 +176,19 @@ class Child:
 
 
 @dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the children of a step have come."""
+
+    total: int
+    ended: int
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all have ended."""
+        return self.ended >= self.total
+
+
+@dataclass(frozen=True, slots=True)
 class History:
     """What earlier slices of a run have left."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -201,6 +201,33 @@ def invoke(
     """
     run_of = partial(keys.flow_run_id, flow_id)
     return _command(events.INVOKE, flow_id, data, run_of, user=user, key=key, v=v, sender=sender)
+
+
+def invoke_all(
+    flow_id: str,
+    items: Sequence[Mapping[str, Any]],
+    *,
+    later: Sequence[bool],
+    sender: Sender,
+) -> list[uuid.UUID]:
+    """Ask for a run for each of these data, or prepare to. Returns the ids of the commands.
+
+    Args:
+        flow_id: of which flow.
+        items: what each finds in ``event.data``.
+        later: whether a command is not delivered before somebody brings it forward.
+        sender: the run that asks, which is told of their ends.
+    """
+    limits = conf.settings().event_limits
+    encoded = [
+        events.encode_command(events.INVOKE, flow_id, dict(data), limits=limits, pointer=f"/{n}")
+        for n, data in enumerate(items)
+    ]
+    delayed = [
+        replace(one, ts=events.LATEST) if wait else one
+        for one, wait in zip(encoded, later, strict=True)
+    ]
+    return _insert(delayed, sender=sender, run_of=partial(keys.flow_run_id, flow_id))
 
 
 def decide(approval_id: uuid.UUID, said: dict[str, Any], *, run_id: uuid.UUID) -> bool:

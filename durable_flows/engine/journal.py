@@ -18,21 +18,29 @@ from typing import Any, NoReturn, TypeVar
 
 from durable_flows import conf
 from durable_flows.engine import failpoints, leases, notes, signatures, sql
-from durable_flows.engine.arguments import Invocation
+from durable_flows.engine.arguments import Invocation, Mapped
 from durable_flows.engine.history import (
     STEP_COLUMNS,
     Child,
     Claim,
     Failure,
     History,
+    Progress,
     Recorded,
     Waiting,
     size_of,
 )
 from durable_flows.engine.persist import NO_ANSWER, until_answered
 from durable_flows.engine.scopes import Branch
-from durable_flows.errors import CancelAsked, HandBack, LeaseLost, LimitExceeded, Suspend
-from durable_flows.rules import clock
+from durable_flows.errors import (
+    CancelAsked,
+    HandBack,
+    LeaseLost,
+    LimitExceeded,
+    Suspend,
+    UnserialisableResult,
+)
+from durable_flows.rules import clock, durations
 from durable_flows.rules.events import Event
 from durable_flows.rules.states import DueState, StepKind, StepState, WaitOutcome
 
@@ -115,6 +123,8 @@ class Journal:
         told_to_stop: whether this worker is to begin nothing more.
         invoke: asks for a run and registers the wait for it; told whether an earlier try had no answer.
         look_at: sees what has become of an invoked run, and ends the wait if it has ended.
+        map: asks for a run for each item, or sees how far they have come.
+        ends_of: what has become of those.
     """
 
     def __init__(
@@ -129,6 +139,8 @@ class Journal:
         told_to_stop: Callable[[], bool],
         invoke: Callable[[Claim, str, Invocation, bool], Child],
         look_at: Callable[[Claim, Child], Child],
+        map: Callable[[Claim, str, Mapped], Progress],
+        ends_of: Callable[[Claim, str, int], list[Child]],
     ) -> None:
         self.claim = claim
         self.nudges = 0
@@ -153,6 +165,8 @@ class Journal:
         self._told_to_stop = told_to_stop
         self._invoke = invoke
         self._look_at = look_at
+        self._map = map
+        self._ends_of = ends_of
 
     # -- reading ---------------------------------------------------------------------------
 
@@ -507,6 +521,30 @@ class Journal:
         began, failure = child.created_at, child.failure
         output = child.result if failure is None else None
         return self.record(key, StepKind.INVOKE, output=output, error=failure, started_at=began)
+
+    def map(self, key: str, asked: Mapped) -> Recorded:
+        """The ends of a run for each item: asked for, waited for, and recorded once all have come.
+
+        Raises:
+            InvalidEvent: an item cannot be stored; nothing was asked for.
+            Suspend: some have not ended yet.
+            CancelAsked: this run is being cancelled.
+        """
+        progress = self._persistently(lambda again: self._map(self.claim, key, asked))
+        if not progress.is_over:
+            self.suspend(clock.now() + durations.LONGEST)
+        ends = self._persistently(lambda again: self._ends_of(self.claim, key, progress.total))
+        failure = next((child.failure for child in ends if child.failure is not None), None)
+        if failure is not None:
+            return self.record(key, StepKind.MAP, error={**failure, "step": key})
+        output = f"[{', '.join(child.result or 'null' for child in ends)}]"
+        if size_of(output) > self._limits.MAX_RESULT_BYTES:
+            raise UnserialisableResult(
+                f"the results of {key!r} have {size_of(output):,} bytes together, the limit is "
+                f"{self._limits.MAX_RESULT_BYTES:,} ({conf.shown('MAX_RESULT_BYTES')}); let the runs "
+                "store what they make, and return references to it"
+            )
+        return self.record(key, StepKind.MAP, output=output)
 
     def _register(self, wait: Waiting) -> Waiting:
         """Commit the wait, and before it the signature that makes routers look for it."""

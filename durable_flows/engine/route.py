@@ -29,6 +29,7 @@ from durable_flows.engine import (
     conditions,
     deployments,
     failpoints,
+    fanout,
     lookback,
     quarantine,
     ring,
@@ -262,7 +263,8 @@ def _settle_batch(part: Sequence[Routed], hand: _Hand, done: Routing) -> bool:
         retried, refused = _obey(commands)
         again = settle.offer(batch, judge, run_ids=retried) if retried else settle.Found()
         done.queues |= settle.resume(found) | settle.resume(again)
-        done.queues |= settle.wake(children.settle(over))
+        parents, items = children.settle(over)
+        done.queues |= settle.wake([*parents, *fanout.advance(items)])
         cancel.by_rules([*found.cancels, *late, *again.cancels])
         judge.note()
         if found.is_crowded:

@@ -8,7 +8,7 @@ written with ``async def``. A step has its place, and so its key, when it is cal
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from functools import partial
@@ -21,6 +21,7 @@ from durable_flows.engine import approvals, failpoints, groups, notes, scopes, s
 from durable_flows.engine.approvals import Asked, Decision
 from durable_flows.engine.arguments import (
     Invocation,
+    Mapped,
     awaited_events,
     check_flag,
     check_mode,
@@ -50,6 +51,7 @@ from durable_flows.errors import (
     MissingMatch,
     NestedStep,
     StepInTransaction,
+    UnserialisableResult,
 )
 from durable_flows.registry import Flow
 from durable_flows.rules import clock, durations, keys, outcomes
@@ -60,6 +62,7 @@ from durable_flows.rules.options import Awaited, awaited, check_awaited_name, lo
 from durable_flows.rules.states import ACTIONS, StepKind, StepState
 
 T = TypeVar("T")
+MAPPED_AT_ONCE = 100  # runs of one step.map, unless it says otherwise
 MOST_COLLECTED = 500  # events by one step
 MAX_IN_FLIGHT = 32  # branches of a group that execute at once
 Since = datetime | Literal["run", "now"] | None
@@ -440,6 +443,38 @@ class Step:
         place = self._enter(id)
         return self._step(place, lambda: self._invoke(place.key, invocation))
 
+    def map(
+        self,
+        id: str,
+        flow: Flow | str,
+        items: Iterable[Mapping[str, Any]],
+        *,
+        max_in_flight: int = MAPPED_AT_ONCE,
+        on_parent_cancel: Literal["cancel", "abandon"] = "cancel",
+    ) -> list[Any]:
+        """Start a run of a flow for each item, and wait for the end of all, holding no worker.
+
+        Args:
+            id: the step's name.
+            flow: the flow, or its id.
+            items: what each run finds in ``event.data``; 10,000 at most.
+            max_in_flight: how many runs there are at once: the end of one lets the next begin.
+            on_parent_cancel: whether they are cancelled too if this run is.
+
+        Returns:
+            What their handlers returned, in the order of the items.
+
+        Raises:
+            InvokeError: one of them failed, was cancelled, or was not started; raised for the first of
+                these, by place, when all have ended. Recorded, and catchable.
+            StepError: an item cannot be stored, or the results are too large. Recorded, and catchable.
+            InvalidOption: an argument is wrong.
+        """
+        asked = Mapped.of(id, flow, items, max_in_flight, on_parent_cancel)
+        place = self._enter(id)
+        results: list[Any] = self._step(place, lambda: self._map(place.key, asked))
+        return results
+
     def saga(self) -> Saga:
         """Steps that are undone, in reverse order, if the run fails or is cancelled."""
         return Saga(self)
@@ -638,11 +673,18 @@ class Step:
             )
         )
 
+    def _map(self, key: str, asked: Mapped) -> Tool:
+        return (
+            yield Write(
+                lambda: self._or_failed(key, StepKind.MAP, lambda: self._journal.map(key, asked))
+            )
+        )
+
     def _or_failed(self, key: str, kind: StepKind, ask: Callable[[], Recorded]) -> Recorded:
         """What is asked for; a step that has failed if it cannot be stored."""
         try:
             return ask()
-        except InvalidPayload as error:
+        except (InvalidPayload, UnserialisableResult) as error:
             return self._journal.record(key, kind, error=outcomes.describe(error, step=key))
 
     def _sleep(self, place: Place, end: Callable[[], datetime]) -> Tool:
@@ -839,7 +881,7 @@ class Later:
     """The tools of a `Step`, to be called by `Step.parallel` and `Step.race`."""
 
     TOOLS = (
-        *("run", "sleep", "sleep_until", "send_event", "invoke"),
+        *("run", "sleep", "sleep_until", "send_event", "invoke", "map"),
         *("wait_for_event", "wait_for_events", "collect", "wait_for_approval"),
     )
 

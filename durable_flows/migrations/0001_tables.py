@@ -103,7 +103,7 @@ class Migration(migrations.Migration):
                 ('run', models.ForeignKey(db_constraint=False, db_index=False, on_delete=django.db.models.deletion.DO_NOTHING, related_name='steps', to='durable_flows.run')),
                 ('key', models.CharField(max_length=255)),
                 ('seq', models.IntegerField(help_text="Its place among the run's recorded steps.")),
-                ('kind', models.CharField(choices=[('run', 'run'), ('send', 'send'), ('sleep', 'sleep'), ('wait', 'wait'), ('invoke', 'invoke'), ('race', 'race'), ('intent', 'intent'), ('undo', 'undo')], max_length=10)),
+                ('kind', models.CharField(choices=[('run', 'run'), ('send', 'send'), ('sleep', 'sleep'), ('wait', 'wait'), ('invoke', 'invoke'), ('map', 'map'), ('race', 'race'), ('intent', 'intent'), ('undo', 'undo')], max_length=10)),
                 ('state', models.CharField(choices=[('done', 'done'), ('failed', 'failed')], max_length=10)),
                 ('output', models.TextField(help_text='JSON text.', null=True)),
                 ('error', models.TextField(help_text='JSON text.', null=True)),
@@ -137,7 +137,7 @@ class Migration(migrations.Migration):
                 ('id', models.UUIDField(primary_key=True, serialize=False)),
                 ('run', models.ForeignKey(db_constraint=False, on_delete=django.db.models.deletion.DO_NOTHING, related_name='waits', to='durable_flows.run')),
                 ('key', models.CharField(help_text="The step's key, or the rule's number.", max_length=255)),
-                ('kind', models.CharField(choices=[('step', 'step'), ('cancel', 'cancel'), ('child', 'child')], max_length=10)),
+                ('kind', models.CharField(choices=[('step', 'step'), ('cancel', 'cancel'), ('child', 'child'), ('item', 'item')], max_length=10)),
                 ('event_name', models.CharField(max_length=256)),
                 ('paths', models.TextField(default='[]', help_text='JSON text: the paths it compares.')),
                 ('criteria', models.TextField(default='', help_text='What it matches, for people.')),
@@ -156,6 +156,19 @@ class Migration(migrations.Migration):
             options={
                 'indexes': [models.Index(condition=models.Q(('settled_at__isnull', True)), fields=['match', 'id'], name='wait_pending')],
             },
+        ),
+        migrations.CreateModel(
+            name='Fanout',
+            fields=[
+                ('id', models.UUIDField(primary_key=True, serialize=False)),
+                ('run', models.ForeignKey(db_constraint=False, on_delete=django.db.models.deletion.DO_NOTHING, related_name='fanouts', to='durable_flows.run')),
+                ('key', models.CharField(help_text="The step's key.", max_length=255)),
+                ('generation', models.IntegerField(help_text='That of the run: a retry maps anew.')),
+                ('total', models.IntegerField(help_text='How many children there are to be.')),
+                ('started', models.IntegerField(help_text='How many have been let begin.')),
+                ('ended', models.IntegerField(help_text='How many have ended.')),
+                ('created_at', models.DateTimeField()),
+            ],
         ),
         migrations.CreateModel(
             name='Approval',

@@ -169,6 +169,7 @@ def encode_command(
     key: str | None = None,
     v: str | None = None,
     limits: payload.Limits,
+    pointer: str = "",
 ) -> Encoded:
     """Check and encode what a command carries; its name is the engine's own.
 
@@ -180,12 +181,15 @@ def encode_command(
         key: the sender's own id.
         v: version of the shape of ``data``.
         limits: sizes that the payload may have.
+        pointer: where it stands in a list of commands, e.g. ``/3``.
 
     Raises:
         InvalidEvent: with a JSON pointer to the value that is wrong; ``/key`` for the key.
     """
     try:
-        encoded = encode(Event("command", data, user=user, id=key, v=v), limits=limits)
+        encoded = encode(
+            Event("command", data, user=user, id=key, v=v), limits=limits, pointer=pointer
+        )
     except InvalidEvent as error:
         if error.pointer != "/id":
             raise

@@ -42,6 +42,7 @@ class StepKind(StrEnum):
     SLEEP = "sleep"
     WAIT = "wait"
     INVOKE = "invoke"
+    MAP = "map"
     RACE = "race"  # which branch has decided a group
     INTENT = "intent"  # that a step of a saga is going to be tried
     UNDO = "undo"  # that the saga is being undone, and why
@@ -53,6 +54,7 @@ class WaitKind(StrEnum):
     STEP = "step"  # an event resumes the run
     CANCEL = "cancel"  # an event cancels the run
     CHILD = "child"  # the end of an invoked run resumes it
+    ITEM = "item"  # the end of one of many invoked runs; that of the last of them resumes it
 
 
 class WaitOutcome(StrEnum):
@@ -75,7 +77,7 @@ class Verdict(StrEnum):
 
 
 #: Actions: what a flow does to the world. A wait looks back to before the last of them.
-ACTIONS = frozenset({StepKind.RUN, StepKind.SEND, StepKind.INVOKE})
+ACTIONS = frozenset({StepKind.RUN, StepKind.SEND, StepKind.INVOKE, StepKind.MAP})
 
 #: States of a due row whose lease is alive: what a slice writes is conditional on one of these.
 HELD = (DueState.RUNNING, DueState.CANCELLING)

@@ -43,6 +43,7 @@ REPEATED = {"step_ran": "ask", "before_atomic_commit": "book"}
 ELSEWHERE = {
     *("before_hand_back", "handed_back", "between_pieces"),
     *("before_quarantine", "command_obeyed", "before_give_back", "given_back"),
+    *("before_map_commit", "map_advanced"),  # with those of step.map
     *("children_cancelled", "tick_taken", "unparked"),
 }
 

@@ -94,9 +94,13 @@ def late(step: Step, run: Run) -> None:
 
 @flow("caller", on="trip/called", retries=SOON)
 def caller(event: Event, step: Step) -> list[Any]:
-    """Invokes one who answers, one whom it joins, and one who takes too long."""
+    """Invokes one who answers, two one after the other, one whom it joins, and one who takes too long."""
     trip = event.data["trip"]
     first = step.invoke("call", "called", {"trip": trip, "rest": 0})
+    mapped = step.map(
+        "each", "called", [{"trip": trip, "rest": 0}, {"trip": trip, "rest": 0.1}], max_in_flight=1
+    )
+    assert mapped == [trip, trip]
     joined = step.invoke("join", "called", {"trip": -1, "rest": 0}, key="everybody")
     try:
         step.invoke("call in vain", "called", {"trip": trip, "rest": 1.5}, timeout=0.3)

@@ -231,7 +231,7 @@ def expected_ends(trips: int) -> Counter[tuple[Any, ...]]:
         ends["crowd", "completed", "true"] += 1
         ends["ringer", "completed", "null"] += 1
         ends["caller", "completed", f'[{trip},-1,"timeout"]'] += 1
-        ends["called", "completed", str(trip)] += 2
+        ends["called", "completed", str(trip)] += 4
         if trip % 2 == 0:
             ends["broken", "completed", '"mended"'] += 1
             ends["mender", "completed", "null"] += 1
