@@ -114,6 +114,9 @@ class Run(models.Model):
     queue = models.CharField(max_length=255)
     mark = models.BigIntegerField(help_text="Its trigger's number in the order of routing.")
     generation = models.IntegerField(default=0, help_text="How often it was retried.")
+    depth = models.IntegerField(
+        default=0, db_default=0, help_text="How many runs deep it is, one soon after the other."
+    )
     lease = models.BigIntegerField(
         default=0, help_text="The last fencing token, once it has ended."
     )
@@ -413,6 +416,20 @@ class Deployment(models.Model):
 
     def __str__(self) -> str:
         return self.digest[:12]
+
+
+class Audience(models.Model):
+    """Until when somebody listens to the events of this name, which tell of the ends of runs.
+
+    Ends that nobody hears of are not told. Of every end since ``since``, if that is known, it was told.
+    """
+
+    event_name = models.CharField(max_length=256, primary_key=True)
+    until = models.DateTimeField()
+    since = models.DateTimeField(null=True)
+
+    def __str__(self) -> str:
+        return self.event_name
 
 
 class Floor(models.Model):

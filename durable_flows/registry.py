@@ -21,6 +21,7 @@ from durable_flows.errors import (
     InvalidHandler,
     InvalidOption,
 )
+from durable_flows.rules import endings
 from durable_flows.rules.backoff import Retries
 from durable_flows.rules.options import (
     MOST_CANCELS,
@@ -55,6 +56,7 @@ class Flow:
         version: of several flows of this id the highest starts new runs; 0: it was given none.
         queue: the Celery queue its runs execute on; empty: the project's default.
         parameters: which of `PARAMETERS` the handler takes.
+        of: id of the flow whose failures or cancellations it handles; empty: it is nobody's handler.
     """
 
     id: str
@@ -66,6 +68,7 @@ class Flow:
     version: int = 0
     queue: str = ""
     parameters: frozenset[str] = frozenset()
+    of: str = ""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse: a handler runs inside a run, never by itself. Raises TypeError."""
@@ -102,6 +105,36 @@ class Flow:
         run_id: str = _verb("start")(self, data, user=user, key=key)
         return run_id
 
+    def on_failure(self, handler: Handler) -> Flow:
+        """Decorate what handles failed runs of this flow: a flow of its own, ``<id>/on-failure``.
+
+        Each failed run starts a run of it, with steps and retries of its own. ``event`` is the
+        ``flows/function.failed`` event: ``event.data["event"]`` started the run that failed, of
+        ``event.data["error"]``. No run of it starts when a run is cancelled.
+
+        Raises:
+            InvalidHandler: the function asks for a parameter that no run can offer.
+            InvalidOption: this flow is itself a handler.
+            DuplicateFlow: another function handles them already.
+        """
+        return self._handled(ON_FAILURE, handler)
+
+    def on_cancel(self, handler: Handler) -> Flow:
+        """Decorate what handles runs that are cancelled after they began: a flow, ``<id>/on-cancel``.
+
+        As `on_failure`; ``event`` is the ``flows/function.cancelled`` event, and says why in
+        ``event.data["reason"]``.
+
+        Raises:
+            InvalidHandler, InvalidOption, DuplicateFlow: as for `on_failure`.
+        """
+        return self._handled(ON_CANCEL, handler)
+
+    def _handled(self, ending: Ending, handler: Handler) -> Flow:
+        declared = ending.flow_of(self, handler)
+        registry.add(declared)
+        return declared
+
     def arguments(self, available: Mapping[str, Any]) -> dict[str, Any]:
         """The handler's arguments, picked from what a run can offer."""
         return {name: available[name] for name in self.parameters}
@@ -127,6 +160,12 @@ class Flow:
         return labelled(self.id, self.version)
 
     @property
+    def role(self) -> str:
+        """What it handles of which flow, for people; empty if it is nobody's handler."""
+        kinds = (ending for ending in (ON_FAILURE, ON_CANCEL) if self.id == ending.id_for(self.of))
+        return "".join(f"{ending.what} of {self.of}" for ending in kinds)
+
+    @property
     def place(self) -> str:
         """Where the handler is defined, for messages."""
         return f"{self.handler.__module__}.{self.handler.__qualname__}"
@@ -135,6 +174,74 @@ class Flow:
 def labelled(flow_id: str, version: int | None) -> str:
     """A flow's id and, if it has one, its version, for messages."""
     return f"{flow_id!r}, version {version}" if version else repr(flow_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """A way in which runs end that a flow may have a handler for.
+
+    Attributes:
+        option: how the handler is declared.
+        suffix: what its flow's id has after that of the flow it belongs to.
+        event: what tells of such ends.
+        when: what must hold beside that it is a run of the flow.
+        what: such ends, for people.
+    """
+
+    option: str
+    suffix: str
+    event: str
+    when: str
+    what: str
+
+    def id_for(self, owner_id: str) -> str:
+        """The id of the flow that handles such ends of runs of this flow."""
+        return f"{owner_id}/{self.suffix}"
+
+    def flow_of(self, owner: Flow, handler: Handler) -> Flow:
+        """The flow that handles such ends of another's runs.
+
+        Raises:
+            InvalidHandler: the function cannot be a handler.
+            InvalidOption: the other flow is itself one that handles ends.
+        """
+        if owner.of:
+            raise InvalidOption(
+                f"flow {owner.id!r} handles ends of flow {owner.of!r}, and nobody is told of its own: "
+                f"{self.option} would never be called; catch StepError in its handler"
+            )
+        if isinstance(handler, Flow):
+            raise InvalidHandler(
+                f"flow {owner.id!r}: {self.option} takes a function, not flow {handler.id!r}; let that "
+                f"listen to {self.event!r} instead, or start it in a function"
+            )
+        id = self.id_for(owner.id)
+        of_owner = f"event.data.function_id == '{owner.id}'"
+        return Flow(
+            id=id,
+            handler=handler,
+            on=(On(self.event, if_=f"{of_owner}{self.when and ' && '}{self.when}"),),
+            version=owner.version,
+            queue=owner.queue,
+            parameters=_parameters(id, handler),
+            of=owner.id,
+        )
+
+
+ON_FAILURE = Ending(
+    option="on_failure",
+    suffix="on-failure",
+    event=endings.FAILED,
+    when="",
+    what="failures",
+)
+ON_CANCEL = Ending(
+    option="on_cancel",
+    suffix="on-cancel",
+    event=endings.CANCELLED,
+    when="event.data.started == true",
+    what="cancellations",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +269,7 @@ class Registry:
         self._prefixed: list[Flow] = []
         self._found: dict[str, tuple[Listener, ...]] = {}
         self._places: dict[str, int] = {}
+        self._cancelling: set[str] = set()
         self._digest = ""
 
     def add(self, flow: Flow) -> None:
@@ -172,6 +280,11 @@ class Registry:
         """
         known = self._flows.get((flow.id, flow.version))
         if known is not None and not _is_same(known.handler, flow.handler):
+            if flow.of and known.of:
+                raise DuplicateFlow(
+                    f"flow {flow.of!r} has two functions for one thing, {known.place} and {flow.place}: "
+                    f"both are to be {flow.label}; keep one, and call the other from it"
+                )
             raise DuplicateFlow(
                 f"flow {flow.label} is declared twice, by {known.place} and by {flow.place}; "
                 "an id is the identity of a flow's runs: give one of them another id, or, if it is "
@@ -226,6 +339,10 @@ class Registry:
     def _place(self, flow: Flow) -> int:
         return self._places[flow.id]
 
+    def hears(self, event_name: str) -> bool:
+        """Whether an event of this name starts a flow, or may cancel runs of one."""
+        return event_name in self._cancelling or bool(self.listeners(event_name))
+
     @property
     def described(self) -> dict[str, dict[str, list[str]]]:
         """What this process can do, ready for JSON: flow id → version → its triggers."""
@@ -263,6 +380,7 @@ class Registry:
         self._named, self._prefixed, self._found = {}, [], {}
         self._digest = ""
         self._newest = {}
+        self._cancelling = {rule.event for flow in self for rule in flow.cancel_on}
         for flow in self._flows.values():
             if flow.version >= self._newest.get(flow.id, flow).version:
                 self._newest[flow.id] = flow
@@ -311,6 +429,8 @@ def flow(
     timeouts: Timeouts | None = None,
     version: int | None = None,
     queue: str = "",
+    on_failure: Handler | None = None,
+    on_cancel: Handler | None = None,
 ) -> Callable[[Handler], Flow]:
     """Declare a durable function.
 
@@ -327,6 +447,8 @@ def flow(
             highest starts new runs, and a run stays with the one that has started it. A flow
             without a version is older than all that have one.
         queue: Celery queue on which its runs execute; default the project's.
+        on_failure: a function that handles its failed runs, as `Flow.on_failure`.
+        on_cancel: a function that handles its runs that are cancelled, as `Flow.on_cancel`.
 
     Raises:
         InvalidOption: an option is wrong; the message names the flow, the option and the remedy.
@@ -347,7 +469,10 @@ def flow(
             queue=_queue(id, queue),
             parameters=_parameters(id, handler),
         )
-        registry.add(declared)
+        given = ((ON_FAILURE, on_failure), (ON_CANCEL, on_cancel))
+        handlers = [ending.flow_of(declared, fn) for ending, fn in given if fn is not None]
+        for one in (declared, *handlers):
+            registry.add(one)
         return declared
 
     return register

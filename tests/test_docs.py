@@ -29,7 +29,15 @@ from durable_flows.checks import check_settings
 from durable_flows.engine import arguments
 from durable_flows.management.commands import flows as flows_command
 from durable_flows.registry import Flow
-from durable_flows.rules import backoff, durations, events, expressions, options, outcomes
+from durable_flows.rules import (
+    backoff,
+    causality,
+    durations,
+    events,
+    expressions,
+    options,
+    outcomes,
+)
 from tests.documents import DOCS, ROOT, Block, Section, forget, pages, play, sections, slug
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -301,6 +309,7 @@ def test_limits_md_says_what_the_code_says() -> None:
         "`cancel_on` rules of a flow": options.MOST_CANCELS,
         "characters of a condition": expressions.LENGTH,
         "retries": backoff.MOST_RETRIES,
+        "runs that bring each other about, less than a minute apart": causality.DEEPEST,
         "days of a sleep, a wait, a rule, a delay or a timeout": durations.LONGEST.days,
         "characters of an error's recorded message": outcomes.MESSAGE_CHARACTERS,
         "characters of an error's recorded stack": outcomes.STACK_CHARACTERS,

@@ -18,6 +18,7 @@ from durable_flows.admin import commands, history, showing, states
 from durable_flows.admin.reading import ReadOnly, as_uuid
 from durable_flows.models import Event, Run
 from durable_flows.registry import registry
+from durable_flows.rules import endings
 
 
 class FlowFilter(admin.SimpleListFilter):
@@ -28,10 +29,12 @@ class FlowFilter(admin.SimpleListFilter):
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
         """The registered flows, and the one that is asked for, which may have been removed."""
-        names = {flow.id for flow in registry}
+        names = {flow.id: flow.role for flow in registry}
         if asked := request.GET.get(self.parameter_name):
-            names.add(asked)
-        return [(name, name) for name in sorted(names)]
+            names.setdefault(asked, "")
+        return [
+            (name, f"{name} ({role})" if role else name) for name, role in sorted(names.items())
+        ]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Run]) -> QuerySet[Run]:
         """The runs of the flow."""
@@ -72,12 +75,8 @@ class RunAdmin(ReadOnly):
         "worker running: the run appears here."
     )
     left_out_if_empty = (
-        "version_text",
-        "reason_text",
-        "invoked_by",
-        "does_again",
-        "failure",
-        "outcome",
+        *("version_text", "reason_text", "told_of", "invoked_by", "does_again"),
+        *("failure", "outcome"),
     )
     fieldsets = (
         (
@@ -88,6 +87,7 @@ class RunAdmin(ReadOnly):
                     "flow",
                     "version_text",
                     "trigger",
+                    "told_of",
                     "invoked_by",
                     "does_again",
                     "reason_text",
@@ -211,6 +211,18 @@ class RunAdmin(ReadOnly):
             return format_html("event {}, which is no longer kept", run.event_id)
         return showing.event_link(run.event_id, name)
 
+    @admin.display(description="told of")
+    def told_of(self, run: Run) -> SafeString | str:
+        """The run whose end has started it, and what it is to that run's flow."""
+        told = Event.objects.using(conf.settings().DATABASE).filter(
+            pk=run.event_id, name__in=endings.NAMES
+        )
+        ended = told.values_list("sender", flat=True).first()
+        flow = registry.find(run.flow)
+        if ended is None or flow is None or not flow.role:
+            return _link(ended)
+        return format_html("{}: this flow handles {}", _link(ended), flow.role)
+
     @admin.display(description="invoked by")
     def invoked_by(self, run: Run) -> SafeString | str:
         """The run that waits for it."""
@@ -262,7 +274,7 @@ class RunAdmin(ReadOnly):
 
     readonly_fields = (
         *("activity", "trigger", "reason_text", "created", "started", "ended", "took"),
-        *("retried", "run_id", "failure", "outcome", "invoked_by", "does_again"),
+        *("retried", "run_id", "failure", "outcome", "told_of", "invoked_by", "does_again"),
         "version_text",
     )
 

@@ -15,16 +15,14 @@ from typing import Any
 
 from durable_flows.engine import failpoints, notes, sagas, signatures, sql, stored
 from durable_flows.engine.stored import Routed
-from durable_flows.errors import UnknownRun
+from durable_flows.errors import IllegalTransition, UnknownRun
 from durable_flows.models import Admission, Due, Run, Wait
 from durable_flows.registry import Flow, registry
-from durable_flows.rules import clock, deadlines, events, keys, payload
+from durable_flows.rules import causality, clock, deadlines, events, keys, payload
 from durable_flows.rules.equalities import Condition
 from durable_flows.rules.events import Event
 from durable_flows.rules.options import CancelOn
 from durable_flows.rules.states import DueState, RunState, Verdict, WaitKind, check_move
-
-DEEPEST = 50  # runs that invoke each other, a minute apart at most
 
 MICROSECOND = timedelta(microseconds=1)
 
@@ -120,6 +118,11 @@ class Skip:
     flow_id: str
     reason: str
 
+    @classmethod
+    def of(cls, start: Start, reason: str) -> Skip:
+        """Why this run is not admitted."""
+        return cls(event_id=start.asked.id, flow_id=start.flow_id, reason=reason)
+
 
 def start_runs(starts: Sequence[Start]) -> None:
     """Admit what is new of these."""
@@ -137,17 +140,6 @@ def cancel_signatures(starts: Sequence[Start]) -> set[tuple[str, tuple[str, ...]
     return {
         (rule.event, rule.condition().paths) for flow in flows.values() for rule in flow.cancel_on
     }
-
-
-def is_too_deep(asked: Routed) -> bool:
-    """Whether this asks for a run that stands too deep in a chain of runs that invoke each other."""
-    return asked.name == events.INVOKE and asked.depth > DEEPEST
-
-
-def too_deep(asked: Routed) -> Skip:
-    """Why such a run is not admitted."""
-    reason = f"it would be more than {DEEPEST} runs deep: does it invoke itself?"
-    return Skip(event_id=asked.id, flow_id=asked.target, reason=reason)
 
 
 def note_skips(skips: Sequence[Skip]) -> None:
@@ -199,7 +191,7 @@ def go_on(run_id: uuid.UUID, command: Routed) -> None:
 
     Raises:
         UnknownRun: there is no such run.
-        IllegalTransition: the run has not failed.
+        IllegalTransition: the run has not failed, or what asks for it is too deep in a chain of runs.
     """
     rows = sql.execute(
         "SELECT r.state, r.error, r.generation, r.lease, r.queue, r.flow, r.version, "
@@ -211,11 +203,13 @@ def go_on(run_id: uuid.UUID, command: Routed) -> None:
         raise UnknownRun(f"there is no run {run_id}")
     state, error, generation, lease, queue, flow_id, version, *event = rows[0]
     check_move(state, RunState.QUEUED)
+    if causality.is_too_deep(command.depth):
+        raise IllegalTransition(state, RunState.QUEUED, causality.TOO_DEEP)
     _forget_failed_step(run_id, error)
     sql.execute(
-        "UPDATE durable_flows_run SET state = 'queued', generation = generation + 1, "
+        "UPDATE durable_flows_run SET state = 'queued', generation = generation + 1, depth = %(depth)s, "
         "started_at = NULL, ended_at = NULL, error = NULL, reason = '' WHERE id = %(run)s",
-        {"run": run_id},
+        {"run": run_id, "depth": command.depth},
     )
     flow = registry.find(flow_id, version)
     # Above the lease of the end: that end, repeated since its answer was lost, must not end this one.
@@ -242,6 +236,7 @@ def _insert_runs(starts: Sequence[Start]) -> list[uuid.UUID]:
             "queue": [start.queue for start in starts],
             "mark": [start.asked.routed for start in starts],
             "generation": [0] * len(starts),
+            "depth": [start.asked.depth for start in starts],
             "lease": [0] * len(starts),
             "reason": [""] * len(starts),
             "created_at": [now] * len(starts),

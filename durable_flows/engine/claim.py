@@ -32,7 +32,7 @@ _START = (
     "started_at = coalesce(started_at, %(now)s::timestamptz) "
 )
 _COLUMNS = (
-    "r.id, r.flow, r.version, r.generation, r.mark, r.created_at, r.started_at, e.depth, "
+    "r.id, r.flow, r.version, r.generation, r.mark, r.created_at, r.started_at, r.depth, "
     f"{stored.columns('e')}"
 )
 _EVENT = "JOIN durable_flows_event e ON e.id = r.event_id"

@@ -21,9 +21,9 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from durable_flows import conf
-from durable_flows.engine import clocksync, native, sql
+from durable_flows.engine import audience, clocksync, native, sql
 from durable_flows.registry import registry
-from durable_flows.rules import clock
+from durable_flows.rules import clock, endings
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +113,7 @@ def publish(*, anew: bool = False) -> None:
             **_bounds(now),
         },
     )
+    audience.expect(filter(registry.hears, endings.NAMES), now + silence())
     _appeared[digest] = sql.moment(rows[0][0])
 
 

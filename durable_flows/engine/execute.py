@@ -8,12 +8,12 @@ import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from functools import partial
 from typing import Any
 
 from durable_flows import conf
 from durable_flows.engine import (
+    announce,
     children,
     clocksync,
     deadlines,
@@ -59,12 +59,11 @@ from durable_flows.errors import (
     UnserialisableResult,
 )
 from durable_flows.registry import Flow
-from durable_flows.rules import clock, outcomes, payload, poison
+from durable_flows.rules import causality, clock, outcomes, payload, poison
 from durable_flows.rules.lookback import LookBack
 from durable_flows.rules.states import DueState, RunState, StepKind
 
 SPREAD = 1.0  # real seconds between two calls for one more worker by one that is at work
-QUICK = timedelta(minutes=1)  # a flow that sends its own trigger once an hour lives
 STALE = 0.1  # real seconds after which a claim that has not begun is looked at again
 LOOK = 0.05  # real seconds between two looks at whether to stop
 
@@ -183,19 +182,20 @@ def execute(claimed: Claim, history: History) -> Outcome:
         return cancelled(claimed, missed)
     if claimed.is_suspect and (deaths := _deaths(claimed, history)) >= _most_deaths():
         return _poisonous(claimed, history, deaths)
-    journal = _journal(claimed, history)
+    sender = _sender(claimed)
+    journal = _journal(claimed, history, sender)
     try:
-        if claimed.cancelling or missed or journal.find(UNDOING):
-            return _go_back(flow, claimed, journal, cancelled(claimed, missed))
-        return _go_on(flow, claimed, journal)
+        with ingest.sending_as(sender):
+            if claimed.cancelling or missed or journal.find(UNDOING):
+                return _go_back(flow, claimed, journal, cancelled(claimed, missed))
+            return _go_on(flow, claimed, journal)
     except LeaseLost:
         return Lost()
     except HandBack:
         return HandedBack(has_undo=bool(journal.intents), undoes=journal.undoes)
 
 
-def _journal(claimed: Claim, history: History) -> Journal:
-    sender = ingest.Sender(run_id=claimed.run_id, depth=_depth(claimed))
+def _journal(claimed: Claim, history: History, sender: ingest.Sender) -> Journal:
     return Journal(
         claimed,
         history,
@@ -204,16 +204,18 @@ def _journal(claimed: Claim, history: History) -> Journal:
         look_at=children.look,
         map=partial(fanout.begin, sender=sender),
         ends_of=fanout.ends,
-        look_back=settle.look_back,
+        look_back=announce.look_back,
         last_look=settle.last_look,
         as_settled=settle.as_settled,
         told_to_stop=stopping.is_set,
     )
 
 
-def _depth(claimed: Claim) -> int:
-    """How deep in a chain of runs and events stands what this run sends: only quick hops count."""
-    return claimed.depth + 1 if clock.now() - claimed.created_at < QUICK else 1
+def _sender(claimed: Claim) -> ingest.Sender:
+    """Who sends what this slice sends, and how deep in a chain of runs that stands."""
+    since = claimed.started_at if claimed.generation else claimed.created_at
+    depth = causality.depth_of_sent(claimed.depth, since=since, now=clock.now())
+    return ingest.Sender(run_id=claimed.run_id, depth=depth)
 
 
 def _missed_deadline(claimed: Claim, flow: Flow) -> str:

@@ -59,6 +59,9 @@ PLACES = frozenset(
         "before_child_settled",
         "ends_told",
         "children_cancelled",
+        # events about ends
+        "ends_announced",
+        "ends_made_up_for",
         # putting away
         "before_suspend",
         "suspended",

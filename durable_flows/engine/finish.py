@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from durable_flows.engine import failpoints, ingest, sql
+from durable_flows.engine import announce, audience, failpoints, ingest, sql
 from durable_flows.models import Due, Run
 from durable_flows.rules import clock
 from durable_flows.rules.states import RunState
@@ -42,8 +42,9 @@ def end(endings: Sequence[Ending]) -> list[Ending]:
     now = clock.now()
     with sql.atomic():
         rows = (_write_at_once if sql.postgres() else _write_one_by_one)(endings, now)
-        ended = [_as_written(by_run[sql.uid(run_id)], state) for run_id, state, _ in rows]
-        _tell([sql.uid(run_id) for run_id, _, awaited in rows if awaited])
+        ended = [_as_written(by_run[sql.uid(run_id)], state) for run_id, state, *_ in rows]
+        _tell([sql.uid(run_id) for run_id, _, awaited, *_ in rows if awaited])
+        _announce(rows)
         _cancel_children([end.run_id for end in ended if end.state == RunState.CANCELLED], now)
         failpoints.reach("before_end_commit")
     return ended
@@ -54,6 +55,16 @@ def _tell(run_ids: Sequence[uuid.UUID]) -> None:
     if run_ids:
         ingest.tell_ends(run_ids)
         failpoints.reach("ends_told")
+
+
+def _announce(rows: Sequence[sql.Row]) -> None:
+    """Tell of these ends by events, as far as somebody listens to them."""
+    heard = {
+        sql.uid(run_id): names
+        for run_id, state, _, *flags in rows
+        if (names := audience.hearing(state, *flags))
+    }
+    announce.ends(heard)
 
 
 def _cancel_children(run_ids: Sequence[uuid.UUID], now: datetime) -> None:
@@ -98,7 +109,7 @@ _WRITE = (
     "ELSE given.reason END "
     "FROM {gone} JOIN {given} ON given.id = gone.run_id "
     "WHERE durable_flows_run.id = gone.run_id "
-    "RETURNING durable_flows_run.id, durable_flows_run.state, durable_flows_run.awaited"
+    f"RETURNING durable_flows_run.id, durable_flows_run.state, durable_flows_run.awaited, {audience.HEARD}"
 )
 
 

@@ -7,7 +7,9 @@ another sender may have to wait for is the key of an event that carries the same
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -40,6 +42,19 @@ class Sender:
 
     run_id: uuid.UUID
     depth: int
+
+
+_here: ContextVar[Sender | None] = ContextVar("durable_flows_sender", default=None)
+
+
+@contextmanager
+def sending_as(sender: Sender) -> Iterator[None]:
+    """Inside the block, what is sent or asked for here is sent by this run, whatever sends it."""
+    token = _here.set(sender)
+    try:
+        yield
+    finally:
+        _here.reset(token)
 
 
 def send(
@@ -98,7 +113,7 @@ def store(batch: Sequence[Event], *, sender: Sender | None = None) -> list[uuid.
             f"the events of one call have {size:,} bytes together, the limit is "
             f"{limits.MAX_SEND_BYTES:,} ({conf.shown('MAX_SEND_BYTES')}); send them in several calls"
         )
-    return _insert(encoded, sender=sender)
+    return _insert(encoded, sender=sender or _here.get())
 
 
 def start(
@@ -247,6 +262,15 @@ def cancel_all(reasons: Mapping[uuid.UUID, str]) -> None:
     _command_all(events.CANCEL, {run_id: {"reason": why} for run_id, why in reasons.items()})
 
 
+def tell_of_ends(told: Sequence[tuple[uuid.UUID, Encoded, Sender]]) -> None:
+    """Store events of the engine's own under these ids; those that are there already stay as they are."""
+    if not told:
+        return
+    ids, encoded, senders = zip(*told, strict=True)
+    _insert_rows(encoded, ids, clock.now(), senders, None)
+    sql.on_commit(ring.route)
+
+
 def _command(
     name: str,
     target: str,
@@ -259,7 +283,7 @@ def _command(
     """Store a command; ``run_of`` tells the run that it is about from its own id."""
     limits = conf.settings().event_limits
     encoded = events.encode_command(name, target, data, limits=limits, **fields)
-    return _insert([encoded], sender=sender, run_of=run_of)[0]
+    return _insert([encoded], sender=sender or _here.get(), run_of=run_of)[0]
 
 
 def _command_all(name: str, data: Mapping[uuid.UUID, dict[str, Any]]) -> None:
@@ -285,9 +309,9 @@ def _insert(
     if any(event.key for event in encoded):
         with sql.atomic():  # a key without its event would drop the event for good
             ids = _dedupe(encoded, ids, now)
-            _insert_rows(encoded, ids, now, sender, run_of)
+            _insert_rows(encoded, ids, now, [sender] * len(ids), run_of)
     else:
-        _insert_rows(encoded, ids, now, sender, run_of)
+        _insert_rows(encoded, ids, now, [sender] * len(ids), run_of)
     sql.on_commit(ring.route)
     return ids
 
@@ -326,10 +350,12 @@ def _insert_rows(
     encoded: Sequence[Encoded],
     ids: Sequence[uuid.UUID],
     now: datetime,
-    sender: Sender | None,
+    senders: Sequence[Sender | None],
     run_of: RunOf | None,
 ) -> None:
-    rows = [(id_, event) for id_, event in _fresh(encoded, ids)]
+    """Insert the events that are not there; each has a sender, or none."""
+    by = dict(zip(ids, senders, strict=True))
+    rows = _fresh(encoded, ids)
     columns: dict[str, list[Any]] = {
         "id": [id_ for id_, _ in rows],
         "name": [event.name for _, event in rows],
@@ -341,8 +367,8 @@ def _insert_rows(
         "deliver_at": [max(event.ts or now, now) for _, event in rows],
         "v": [event.v for _, event in rows],
         "target": [event.target for _, event in rows],
-        "sender": [sender and sender.run_id] * len(rows),
-        "depth": [sender.depth if sender else 0] * len(rows),
+        "sender": [sender and sender.run_id for sender in (by[id_] for id_, _ in rows)],
+        "depth": [sender.depth if sender else 0 for sender in (by[id_] for id_, _ in rows)],
         "error": [""] * len(rows),
         "shard": [
             shards.number_of(str(run_of(id_)) if run_of else event.target or event.name)

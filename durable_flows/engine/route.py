@@ -42,7 +42,7 @@ from durable_flows.engine.shards import Shard, all_shards
 from durable_flows.engine.stored import Routed
 from durable_flows.errors import IllegalTransition, UnknownRun
 from durable_flows.models import Event, EventMatch
-from durable_flows.rules import clock, events
+from durable_flows.rules import causality, clock, events
 
 logger = logging.getLogger(__name__)
 
@@ -348,13 +348,13 @@ def _starts(batch: Sequence[Routed]) -> tuple[list[admit.Start], list[admit.Skip
     again = {start.asked.id: start for start in _reruns(batch)}
     starts, skips = [], []
     for event in batch:
-        if event.id in again:
-            starts.append(again[event.id])
-        if admit.is_too_deep(event):
-            skips.append(admit.too_deep(event))
-            continue
         asked = conditions.starts_of(event)
-        starts += [admit.Start.of(flow_id, event, default_queue) for flow_id in asked.flow_ids]
+        wanted = [again[event.id]] if event.id in again else []
+        wanted += [admit.Start.of(flow_id, event, default_queue) for flow_id in asked.flow_ids]
+        if causality.is_too_deep(event.depth):
+            skips += [admit.Skip.of(start, causality.TOO_DEEP) for start in wanted]
+        else:
+            starts += wanted
         skips += [
             admit.Skip(event_id=event.id, flow_id=flow_id, reason=reason)
             for flow_id, reason in asked.failed.items()

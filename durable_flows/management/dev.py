@@ -115,7 +115,10 @@ def describe(addrport: str, *, threads: int) -> str:
     lines.append(f"tick    every {embedded.TICK_SECONDS:g} s")
     if (speed := clock.real(1).total_seconds()) != 1:
         lines.append(f"clock   {speed:.12g} times as fast: {_for_people(speed)}")
-    flows = [f"{flow.name} ({', '.join(flow.triggers) or 'no trigger'})" for flow in registry]
+    flows = [
+        f"{flow.name} ({flow.role or ', '.join(flow.triggers) or 'no trigger'})"
+        for flow in registry
+    ]
     lines.append("flows   " + ("\n        ".join(sorted(flows)) or "none: write one in a flows.py"))
     return "\n".join(lines) + "\n"
 

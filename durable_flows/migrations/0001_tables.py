@@ -63,6 +63,7 @@ class Migration(migrations.Migration):
                 ('queue', models.CharField(max_length=255)),
                 ('mark', models.BigIntegerField(help_text="Its trigger's number in the order of routing.")),
                 ('generation', models.IntegerField(default=0, help_text='How often it was retried.')),
+                ('depth', models.IntegerField(db_default=0, default=0, help_text='How many runs deep it is, one soon after the other.')),
                 ('lease', models.BigIntegerField(default=0, help_text='The last fencing token, once it has ended.')),
                 ('result', models.TextField(help_text='JSON text.', null=True)),
                 ('error', models.TextField(help_text='JSON text.', null=True)),
@@ -233,6 +234,14 @@ class Migration(migrations.Migration):
                 ('flows', models.TextField(help_text='JSON text: the flows, their versions and triggers.')),
                 ('first_seen_at', models.DateTimeField()),
                 ('alive_at', models.DateTimeField()),
+            ],
+        ),
+        migrations.CreateModel(
+            name='Audience',
+            fields=[
+                ('event_name', models.CharField(max_length=256, primary_key=True, serialize=False)),
+                ('until', models.DateTimeField()),
+                ('since', models.DateTimeField(null=True)),
             ],
         ),
         migrations.CreateModel(

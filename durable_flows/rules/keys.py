@@ -6,12 +6,14 @@ import math
 import reprlib
 import struct
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from typing import Any, Final, final
 from uuid import UUID
 
 from durable_flows.errors import InvalidKey
 
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 FIELDS: Final = ("name", "data", "user", "id", "ts", "v")
 
 
@@ -105,6 +107,13 @@ def flow_run_id(flow: str, event_id: UUID, salt: str = "") -> UUID:
     """
     time = event_id.int >> 80 << 80
     return _version_8(time | _hash(b"run", [flow, event_id.hex, salt]).int & (1 << 80) - 1)
+
+
+def end_event_id(run_id: UUID, generation: int, name: str, ended_at: datetime) -> UUID:
+    """The id of the event of this name that tells of this end; it begins with the time, as others do."""
+    time = (ended_at - _EPOCH) // timedelta(milliseconds=1) << 80
+    unique = _hash(b"end", [run_id.hex, generation, name]).int & (1 << 80) - 1
+    return _version_8(time | unique)
 
 
 def event_key_hash(name: str, key: str) -> UUID:

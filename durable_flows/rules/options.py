@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from durable_flows.errors import InvalidEvent, InvalidOption
-from durable_flows.rules import durations, events, expressions, keys
+from durable_flows.rules import durations, endings, events, expressions, keys
 from durable_flows.rules.equalities import Condition
 
 MOST_TRIGGERS = 10
@@ -146,6 +146,7 @@ def check_trigger_name(name: object, where: str) -> str:
             f"{where}: {checked!r} has a wildcard where none can stand; it stands at the end, after "
             "/ or . as in 'app/user.*'"
         )
+    _refuse_unheard(checked, where)
     return checked
 
 
@@ -161,7 +162,21 @@ def check_awaited_name(name: object, where: str) -> str:
             f"{where}: {checked!r} has a wildcard; only triggers take one, as in on='app/user.*': "
             "name one event"
         )
+    _refuse_unheard(checked, where)
     return checked
+
+
+def _refuse_unheard(name: str, where: str) -> None:
+    """Of the engine's own events those about ends alone are for others; its commands are for nobody."""
+    if not name.lower().startswith(events.RESERVED):
+        return
+    stem = name.removesuffix(WILDCARD)
+    heard = (told.startswith(stem) if stem != name else told == name for told in endings.NAMES)
+    if not any(heard):
+        raise InvalidOption(
+            f"{where}: {name!r} is no event that can be heard: of those that begin with "
+            f"{events.RESERVED!r} there are {', '.join(endings.NAMES)}"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

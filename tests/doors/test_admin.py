@@ -536,6 +536,24 @@ def test_the_pages_of_parent_child_and_rerun_lead_to_each_other(staff):
     assert "no longer kept" in text_of(staff, page_of(again_id))
 
 
+def test_a_handlers_run_leads_to_the_run_that_failed_and_says_what_it_handles(staff):
+    @flow("order", on="order/placed", retries=0)
+    def order():
+        raise ValueError("no")
+
+    @order.on_failure
+    def handle():
+        return "handled"
+
+    failed_id = started("order/placed")
+    run = Run.objects.get(flow="order/on-failure")
+    shown = text_of(staff, page_of(str(run.pk)))
+    assert f'href="{page_of(failed_id)}"' in shown
+    assert "this flow handles failures of order" in shown
+    assert "this flow handles" not in text_of(staff, page_of(failed_id))
+    assert "order/on-failure (failures of order)" in text_of(staff, RUNS)
+
+
 def test_a_run_that_waits_for_a_child_says_for_what(staff):
     @flow("parent", on="parent/called")
     def parent(step):

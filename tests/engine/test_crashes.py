@@ -93,6 +93,14 @@ def journey(calls: Counter[str]) -> Any:
         second = step.run("falter", falter)
         step.run("book", book, atomic=True)
         called = step.invoke("call", errand, {"trip": event.data["trip"]})
+        ended = step.wait_for_event(
+            "ended",
+            event="flows/function.finished",
+            if_="async.data.function_id == 'errand'",
+            timeout="3 days",
+        )
+        assert ended is not None
+        assert ended.data["result"] == called
         with pytest.raises(InvokeTimeout):
             step.invoke("call in vain", errand, {"trip": 0}, timeout="30m")
         sent = step.send_event("tell", Event("trip/told", {"trip": event.data["trip"]}))
@@ -123,14 +131,15 @@ def test_a_run_survives_a_worker_that_dies(place: str, journey: Any, calls: Coun
     assert run.state == "completed", run
     assert run.result == ["asked", "done", 1, True, None]
     assert run.step_keys == [
-        *("ask", "falter", "book", "call", "call in vain", "tell", "told", "rest", "silence"),
-        *("left", "parallel[1]/right", "race[1]/won", "race"),
+        *("ask", "falter", "book", "call", "ended", "call in vain", "tell", "told", "rest"),
+        *("silence", "left", "parallel[1]/right", "race[1]/won", "race"),
     ]
     assert Counter(Run.objects.values_list("flow", "state")) == {
         ("journey", "completed"): 1,
         ("errand", "completed"): 2,
     }
     assert StoredEvent.objects.filter(name="trip/told").count() == 1
+    assert StoredEvent.objects.filter(name="flows/function.finished").count() == 3
     assert Group.objects.count() == 1  # the writes of an atomic step, however often it was called
     expected = Counter({"ask": 1, "falter": 2, "book": 1, "left": 1, "right": 1})
     if again := REPEATED.get(place):

@@ -227,12 +227,12 @@ def test_a_wildcard_after_a_slash_takes_the_whole_domain_and_a_condition_narrows
     assert started == [{"n": "app/a"}]
 
 
-def test_commands_meet_no_wildcard():
+def test_ends_of_runs_meet_a_wildcard_and_commands_do_not():
     started = listener("flows/*", "go")
     run = played("go")
     cancel(run.id)
     drain()
-    assert len(started) == 1
+    assert [data.get("function_id") for data in started] == [None, "listener"]
 
 
 def test_a_flow_that_is_declared_later_hears_a_name_that_was_looked_up_before():

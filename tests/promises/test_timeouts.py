@@ -153,6 +153,32 @@ def test_a_parked_run_is_cancelled_too() -> None:
     assert again(run).reason == "timeout: finish"
 
 
+def test_a_sleeping_run_is_cancelled_too() -> None:
+    @flow("sleeps", on="go", timeouts=Timeouts(finish="1h"))
+    def sleeps(step: Step) -> None:
+        step.sleep("rest", "30 days")
+
+    run = played()
+    advance("59m")
+    assert again(run).activity == "waiting"
+    advance("2m", play=False)
+    housekeeping()
+    assert (again(run).state, again(run).reason) == ("cancelled", "timeout: finish")
+    assert not Due.objects.exists()
+
+
+def test_a_parked_run_that_never_began_is_cancelled_too() -> None:
+    known = waiting_flow(timeouts=Timeouts(start="1h"))
+    event = send("go")
+    route()
+    forget(known)
+    execute_due()
+    assert run_of(event).activity == "parked"
+    advance("2h", play=False)
+    housekeeping()
+    assert run_of(event).state == "cancelled"
+
+
 def test_a_retry_gets_all_the_time_again() -> None:
     broken = [True]
 

@@ -14,7 +14,7 @@ from django.db import connection
 from django.db.models import Exists, OuterRef
 
 from durable_flows import conf
-from durable_flows.engine import batch, clocksync, execute, leases, ring, sql
+from durable_flows.engine import audience, batch, clocksync, execute, leases, ring, sql
 from durable_flows.engine.claim import claim
 from durable_flows.engine.history import Claim
 from durable_flows.engine.route import route
@@ -46,6 +46,7 @@ def patience() -> Iterator[None]:
         patch.object(sql, "_BOUNDED", "set_config('lock_timeout', '10min', true)"),
         patch.multiple(batch, FLUSH=600.0, SLOW=600.0),
         patch.object(execute, "STALE", 600.0),
+        patch.multiple(audience, LOOK=0.0, LONGEST=600.0),
         patch.object(random, "shuffle", lambda _: None),
         ring.silence(),
     ):

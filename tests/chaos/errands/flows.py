@@ -143,6 +143,24 @@ def broken(step: Step, run: Run) -> str:
     return "mended"
 
 
+@broken.on_failure
+def note(step: Step, run: Run) -> None:
+    """Takes note of each time."""
+    step.run("note", witness.do, run.id, "note")
+
+
+@flow("asker", on="trip/broken", retries=SOON)
+def asker(step: Step) -> bool:
+    """Waits until the mender of the same event has ended."""
+    ended = step.wait_for_event(
+        "mended",
+        event="flows/function.finished",
+        if_="async.data.function_id == 'mender' && async.data.event.data.trip == event.data.trip",
+        timeout="1h",
+    )
+    return ended is not None
+
+
 @flow("mender", on="trip/broken", retries=SOON)
 def mender(event: Event, step: Step) -> None:
     """Mends the broken one of the same event."""

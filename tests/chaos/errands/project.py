@@ -171,6 +171,11 @@ class Project:
         assert {frozenset(keys[len(ALONG) :]) for keys in journeys} == {TOGETHER}
         assert self._steps_of("broken") == {("work",)}
         sent = dict(self.query("SELECT name, count(*) FROM durable_flows_event GROUP BY 1"))
+        failed = self.query(
+            "SELECT count(*), count(DISTINCT sender) FROM durable_flows_event "
+            "WHERE name = 'flows/function.failed'"
+        )
+        assert failed == [(ends["broken", "completed", '"mended"'],) * 2], "each is told of once"
         assert sent["trip/asked"] == sent["trip/answered"] == trips
         written = self.query("SELECT run, step, count(*) FROM effect GROUP BY 1, 2")
         assert {step for _, step, _ in written} == {"write"}
@@ -234,7 +239,9 @@ def expected_ends(trips: int) -> Counter[tuple[Any, ...]]:
         ends["called", "completed", str(trip)] += 4
         if trip % 2 == 0:
             ends["broken", "completed", '"mended"'] += 1
+            ends["broken/on-failure", "completed", "null"] += 1
             ends["mender", "completed", "null"] += 1
+            ends["asker", "completed", "true"] += 1
         if trip % 3 == 0:
             ends["doomed", "cancelled", ""] += 1
             ends["late", "cancelled", ""] += 1

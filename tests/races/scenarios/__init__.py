@@ -14,6 +14,7 @@ from tests.races.scenarios import (
     maps,
     sagas,
     steals,
+    tellings,
     waits,
 )
 
@@ -31,6 +32,7 @@ ALL: dict[str, Recipe] = {
         branches,
         sagas,
         approvals,
+        tellings,
     )
     for recipe in module.RACES
 }

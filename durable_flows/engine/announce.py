@@ -1,0 +1,153 @@
+"""Tells of the ends of runs by events, in the transaction that ends them, where somebody listens.
+
+An end is told once for each kind of event: its id is made of the run, the generation and the name. Runs
+that such an event has started end untold, and so do those that they invoke or start: else whoever listens
+would be told of itself without end.
+
+A wait may ask for what has ended before anybody listened. So the first wait for a name makes up for that:
+it says that it listens, sees to it that whoever did not know has committed, and tells of what it finds.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+
+from durable_flows import conf
+from durable_flows.engine import audience, failpoints, ingest, settle, sql, stored
+from durable_flows.engine.history import Claim, Waiting
+from durable_flows.rules import causality, clock, endings, events, keys
+from durable_flows.rules.states import ACTIONS
+
+AT_ONCE = 100  # ends told by one statement
+LONGEST_CHAIN = 100  # runs that invoke or start each other, looked through for one that was told
+
+#: The ends of these runs, but for those that come of being told: from run to run up the chain of those
+#: that have invoked or started each other.
+_ENDS = (
+    "WITH RECURSIVE up(run_id, event_id, n) AS ("
+    "SELECT r.id, r.event_id, 1 FROM durable_flows_run r WHERE {runs} UNION ALL "
+    "SELECT up.run_id, above.event_id, up.n + 1 FROM up "
+    "JOIN durable_flows_event asked ON asked.id = up.event_id AND asked.target <> '' "
+    "JOIN durable_flows_run above ON above.id = asked.sender "
+    f"WHERE up.n < {LONGEST_CHAIN}), "
+    "told AS (SELECT up.run_id FROM up JOIN durable_flows_event e ON e.id = up.event_id "
+    "WHERE {names}) "
+    "SELECT r.id, r.flow, r.version, r.generation, r.state, r.reason, r.error, "
+    "CASE WHEN length(r.result) <= %(most)s THEN r.result END, "
+    "r.depth, r.created_at, r.started_at, r.ended_at, {event} "
+    "FROM durable_flows_run r JOIN durable_flows_event e ON e.id = r.event_id "
+    "WHERE {runs} AND r.ended_at IS NOT NULL AND r.id NOT IN (SELECT run_id FROM told) "
+    "ORDER BY r.ended_at, r.id"
+)
+
+
+def ends(heard: Mapping[uuid.UUID, Collection[str]]) -> None:
+    """Tell of the ends of these runs, each by those of the events that are named with it."""
+    told = [end for some in _batches(list(heard)) for end in _told(some, heard)]
+    ingest.tell_of_ends(told)
+    if told:
+        failpoints.reach("ends_announced")
+
+
+def look_back(claim: Claim, wait: Waiting) -> Waiting:
+    """As `settle.look_back`; for what tells of ends also for those that nobody listened to."""
+    if wait.event_name in endings.NAMES:
+        _make_up(claim, wait)
+    return settle.look_back(claim, wait)
+
+
+def _make_up(claim: Claim, wait: Waiting) -> None:
+    """See to it that what ended since the wait's position was told, and that what ends now will be."""
+    name, until = wait.event_name, wait.expires_at + audience.SLACK
+    since = _position(claim, wait)
+    if wait.expires_at <= clock.now() or audience.is_told(name, since, until):
+        return
+    audience.expect([name], until)
+    if audience.is_told(name, since, until):
+        return
+    audience.await_deaf()
+    for some in _batches(audience.ended_since(name, since)):
+        with sql.atomic():
+            ingest.tell_of_ends(list(_told(some, dict.fromkeys(some, (name,)))))
+    failpoints.reach("ends_made_up_for")
+    audience.note_told_since(name, since)
+
+
+def _position(claim: Claim, wait: Waiting) -> datetime:
+    """From when on a wait may see events; rather too early than too late."""
+    if wait.received_since is not None:
+        return wait.received_since
+    rows = sql.execute(
+        "SELECT min(started_at) FROM durable_flows_step "
+        f"WHERE run_id = %(run)s AND {sql.among('kind', 'actions')} AND mark >= %(from)s",
+        {
+            "run": claim.run_id,
+            "actions": sorted(ACTIONS),
+            "from": wait.eligible_from,
+        },
+    )
+    began = rows[0][0]
+    if began is None or wait.eligible_from <= claim.mark:
+        began = claim.created_at
+    return max(sql.moment(began), wait.routed_since or claim.created_at)
+
+
+def _batches(run_ids: Sequence[uuid.UUID]) -> Iterator[Sequence[uuid.UUID]]:
+    for start in range(0, len(run_ids), AT_ONCE):
+        yield run_ids[start : start + AT_ONCE]
+
+
+def _told(
+    run_ids: Sequence[uuid.UUID], heard: Mapping[uuid.UUID, Collection[str]]
+) -> Iterator[tuple[uuid.UUID, events.Encoded, ingest.Sender]]:
+    """The events that tell of these ends, with their ids and who sends them."""
+    if not run_ids:
+        return
+    most = conf.settings().MAX_EVENT_BYTES
+    rows = sql.execute(
+        _ENDS.format(
+            runs=sql.among("r.id", "runs"),
+            names=sql.among("e.name", "names"),
+            event=stored.columns("e"),
+        ),
+        {"runs": list(run_ids), "names": list(endings.NAMES), "most": most},
+    )
+    for id_, flow_id, version, generation, state, reason, error, result, depth, *rest in rows:
+        run_id, ended_at = sql.uid(id_), sql.moment(rest[2])
+        created_at, started_at = sql.moment(rest[0]), rest[1] and sql.moment(rest[1])
+        end = endings.End(
+            flow_id=flow_id,
+            version=version,
+            run_id=str(run_id),
+            generation=generation,
+            state=state,
+            started=started_at is not None or generation > 0,
+            reason=reason,
+            event=_as_text(rest[3:]),
+            error=error,
+            result=result,
+        )
+        since = (started_at or ended_at) if generation else created_at
+        sender = ingest.Sender(
+            run_id=run_id, depth=causality.depth_of_sent(depth, since=since, now=ended_at)
+        )
+        encoded = events.Encoded(
+            name="",
+            data=endings.document(end, most=most),
+            user=None,
+            key="",
+            ts=ended_at,
+            v="",
+        )
+        for name in endings.names(state):
+            if name in heard[run_id]:
+                event_id = keys.end_event_id(run_id, generation, name, ended_at)
+                yield event_id, replace(encoded, name=name), sender
+
+
+def _as_text(row: Sequence[object]) -> str:
+    return json.dumps(stored.event(row).as_dict(), ensure_ascii=False, separators=(",", ":"))
