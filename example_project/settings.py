@@ -40,6 +40,8 @@ STORIES = [
     "example_project.orders",
     "example_project.payments",
     "example_project.approvals",
+    "example_project.failure_alerts",
+    "example_project.dead_letters",
 ]
 
 INSTALLED_APPS = [

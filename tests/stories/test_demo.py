@@ -115,13 +115,16 @@ def test_a_day_that_goes_wrong_ends_with_code_1_and_says_whose(as_cloned: Projec
 
 @pytest.mark.processes
 def test_the_demo_played_here_plays_on_the_project_s_own_database(project: Project) -> None:
-    of_stories = sum(len(story.ended) for story in stories())
+    # Dead letters come from the stories of other apps, too, and are reviewed each week.
+    ended = [line for story in stories() for line in story.ended]
+    of_stories = sum("-dead-letter" not in line for line in ended)
+    count = "SELECT count(*) FROM durable_flows_run WHERE flow NOT LIKE '%-dead-letter%'"
     first = project.run("demo", "--once", "--here", "--speed", "2000000")
     assert "SHOPPER" in first.stdout
-    assert project.rows("SELECT count(*) FROM durable_flows_run") == [(16 + of_stories,)]
+    assert project.rows(count) == [(16 + of_stories,)]
     assert list(project.mails.glob("*.log"))
     project.run("demo", "--once", "--here", "--speed", "2000000")
-    assert project.rows("SELECT count(*) FROM durable_flows_run") == [(32 + 2 * of_stories,)]
+    assert project.rows(count) == [(32 + 2 * of_stories,)]
     assert project.rows("SELECT count(*) FROM auth_user") == [(8,)]
 
 

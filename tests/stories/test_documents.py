@@ -45,7 +45,6 @@ class Needs:
 CRON = Needs("schedules", lambda: hasattr(durable_flows, "Cron"))
 CONCURRENCY = Needs("flow control", lambda: hasattr(durable_flows, "Concurrency"))
 SAGA = Needs("sagas", lambda: hasattr(Step, "saga"))
-FAILURES = Needs("failures as events", lambda: False)
 
 #: Document, flow, and where it is: ``app/flow id``, or a test below.
 TABLE: list[tuple[str, str, str | Needs]] = [
@@ -76,7 +75,7 @@ TABLE: list[tuple[str, str, str | Needs]] = [
     ("messaging patterns", "a key against duplicates", "test_the_same_action_is_done_once"),
     ("messaging patterns", "a pause before each call", "test_a_pause_before_the_call"),
     ("messaging patterns", "dead letters", "test_what_fails_for_good_goes_to_the_dead_letters"),
-    ("messaging patterns", "weekly review", CRON),
+    ("messaging patterns", "weekly review", "dead_letters/review-dead-letters"),
     ("messaging patterns", "sign-up: welcome, then onboarding", "fan_out/greet-member"),
     ("messaging patterns", "sign-up: defaults", "fan_out/set-up-defaults"),
     ("messaging patterns", "sign-up: analytics", "fan_out/record-sign-up"),
@@ -99,7 +98,7 @@ TABLE: list[tuple[str, str, str | Needs]] = [
     #
     ("events guide", "fan-out of a sign-up", "fan_out/set-up-defaults"),
     ("events guide", "ask three, wait for three", "gather/take-in"),
-    ("events guide", "failures, alerts, a retry later", FAILURES),
+    ("events guide", "failures, alerts, a retry later", "failure_alerts/watch-failures"),
     ("events guide", "a reminder in an hour", "test_an_event_for_later"),
     ("events guide", "an event an item", "test_an_event_for_each_item"),
     ("events guide", "fulfilment with a priority", "test_an_order_passes_on_its_priority"),
