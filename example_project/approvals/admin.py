@@ -6,6 +6,8 @@ from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
 
+from durable_flows.errors import ApprovalClosed
+from durable_flows.models import Approval
 from example_project.approvals.models import Expense
 
 
@@ -20,13 +22,17 @@ class ExpenseAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     @admin.action(description="Approve selected expenses", permissions=["change"])
     def approve(self, request: HttpRequest, expenses: QuerySet[Expense]) -> None:
-        self._decide(request, expenses, "approved")
+        self._decide(request, expenses, approved=True)
 
     @admin.action(description="Decline selected expenses", permissions=["change"])
     def decline(self, request: HttpRequest, expenses: QuerySet[Expense]) -> None:
-        self._decide(request, expenses, "declined")
+        self._decide(request, expenses, approved=False)
 
-    def _decide(self, request: HttpRequest, expenses: QuerySet[Expense], decision: str) -> None:
-        by = request.user.get_username()
-        decided = sum(expense.decide(decision, by) for expense in expenses)
-        self.message_user(request, f"{decided} {decision}.", messages.SUCCESS)
+    def _decide(self, request: HttpRequest, expenses: QuerySet[Expense], *, approved: bool) -> None:
+        for expense in expenses:
+            try:
+                expense.decide(approved, by=request.user)
+            except (Approval.DoesNotExist, ApprovalClosed):
+                self.message_user(request, f"{expense} is decided already.", messages.WARNING)
+            else:
+                self.message_user(request, f"{expense} is decided.", messages.SUCCESS)

@@ -10,9 +10,9 @@ def play() -> None:
     """Eight days with four expenses."""
     _, approved, declined, _ = (file(amount) for amount in (20, 120, 900, 80))
     advance("1 day")
-    approved.decide("approved", by="manager")
+    approved.decide(True, by="the manager")
     advance("4 days")
-    declined.decide("declined", by="board")
+    declined.decide(False, by="the board")
     advance("3 days")
 
 
@@ -25,6 +25,6 @@ def file(amount: int) -> Expense:
 
 ENDED = [
     "settle-expense completed (pay)",
-    "settle-expense completed (ask, decided, close, tell, pay)",
-    *["settle-expense completed (ask, decided, ask#2, decided#2, close, tell)"] * 2,
+    "settle-expense completed (ask, decision, note, tell, pay)",
+    *["settle-expense completed (ask, decision, ask#2, decision#2, note, tell)"] * 2,
 ]

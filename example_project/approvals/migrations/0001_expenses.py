@@ -1,3 +1,4 @@
+import uuid
 from django.db import migrations, models
 
 
@@ -12,9 +13,13 @@ class Migration(migrations.Migration):
             fields=[
                 (
                     "id",
-                    models.BigAutoField(
-                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    models.UUIDField(
+                        default=uuid.uuid4, editable=False, primary_key=True, serialize=False
                     ),
+                ),
+                (
+                    "event_id",
+                    models.UUIDField(editable=False, help_text="What has started its flow."),
                 ),
                 ("email", models.EmailField(max_length=254)),
                 ("amount", models.PositiveIntegerField()),
