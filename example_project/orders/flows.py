@@ -7,25 +7,46 @@ from typing import Any
 from django.core.mail import send_mail
 from django.db.models import F
 
-from durable_flows import Event, NonRetriableError, Step, StepError, flow
+from durable_flows import CancelOn, Event, NonRetriableError, Step, flow
 from example_project.orders.models import Charge, Order, Stock
 
 
-@flow("process-order", on="order/placed", retries=2)
+@flow(
+    "process-order",
+    on="order/placed",
+    cancel_on=CancelOn("order/withdrawn", match="data.order_id"),
+    retries=2,
+)
 def process_order(event: Event, step: Step) -> dict[str, Any]:
-    """Reserve, charge, pack. Whoever could not be told is no reason to take it all back."""
-    order_id, to = event.data["order_id"], event.data["email"]
-    try:
-        step.run("reserve-stock", reserve_stock, order_id, atomic=True)
-        step.run("charge", charge, order_id)
-        label = step.run("print-label", print_label, order_id)
-    except StepError as error:
-        step.run("refund", refund, order_id)
-        step.run("release-stock", release_stock, order_id, atomic=True)
-        step.run("tell-failure", mail, to, f"We could not do it: {error.message}")
-        raise
-    step.run("tell-success", mail, to, f"On its way: {label}")
+    """Reserve, charge, pack; until the carrier comes it can be withdrawn."""
+    order_id = event.data["order_id"]
+    saga = step.saga()
+    saga.run("reserve-stock", reserve_stock, order_id, undo=release_stock, atomic=True)
+    saga.run("charge", charge, order_id, undo=refund)
+    label = step.run("print-label", print_label, order_id)  # paper: nothing to take back
+    step.sleep("until-fetched", "1 day")
+    # Another flow tells the customer: a mail that fails is no reason to take it all back.
+    step.send_event("tell", Event("order/sent", {"email": event.data["email"], "label": label}))
     return {"status": "completed", "label": label}
+
+
+@process_order.on_failure
+def tell_failure(event: Event, step: Step) -> None:
+    """Begins when all has been taken back."""
+    to, why = event.data["event"]["data"]["email"], event.data["error"]["message"]
+    step.run("send-mail", mail, to, f"We could not do it: {why}")
+
+
+@process_order.on_cancel
+def tell_withdrawn(event: Event, step: Step) -> None:
+    """The same for the orders that were withdrawn."""
+    step.run("send-mail", mail, event.data["event"]["data"]["email"], "Your money is on its way")
+
+
+@flow("tell-sent", on="order/sent")
+def tell_sent(event: Event, step: Step) -> None:
+    """A mail that it is on its way."""
+    step.run("send-mail", mail, event.data["email"], f"On its way: {event.data['label']}")
 
 
 # -- what is done, and what takes it back ----------------------------------------------------
@@ -40,7 +61,7 @@ def reserve_stock(order_id: int) -> None:
     order.save(update_fields=["reserved"])
 
 
-def release_stock(order_id: int) -> None:
+def release_stock(reserved: None, order_id: int) -> None:
     order = Order.objects.get(pk=order_id)
     if Order.objects.filter(pk=order_id, reserved=True).update(reserved=False):
         Stock.objects.filter(item=order.item).update(available=F("available") + order.quantity)
@@ -54,8 +75,8 @@ def charge(order_id: int) -> str:
     return made.key
 
 
-def refund(order_id: int) -> bool:
-    """Whether there was anything to refund."""
+def refund(key: str | None, order_id: int) -> bool:
+    """Asks the bank, also where the key never came: whether it charged is not known then."""
     return Charge.objects.filter(key=f"order-{order_id}").update(refunded=True) == 1
 
 

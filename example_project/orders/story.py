@@ -1,20 +1,23 @@
-"""One order goes through; one cannot be packed and is taken back; for one there is not enough."""
+"""One order is sent, one withdrawn, one cannot be packed, and for one there is not enough."""
 
 from __future__ import annotations
 
 from django.db import transaction
 
-from durable_flows.testing import drain, send
+from durable_flows.testing import advance, send
 from example_project.orders.models import Order, Stock
 
 
 def play() -> None:
-    """Three orders."""
-    Stock.objects.update_or_create(item="lamp", defaults={"available": 3})
+    """A day with four orders."""
+    Stock.objects.update_or_create(item="lamp", defaults={"available": 6})
     place("jonas@orders.example", 2, "Mill Lane 1")
-    place("karla@orders.example", 1, "")
-    place("lukas@orders.example", 4, "Mill Lane 2")
-    drain()
+    regretted = place("karla@orders.example", 2, "Mill Lane 2")
+    place("lukas@orders.example", 1, "")
+    place("mia@orders.example", 9, "Mill Lane 4")
+    advance("3h")
+    send("order/withdrawn", {"order_id": regretted.pk})
+    advance("1 day")
 
 
 @transaction.atomic
@@ -27,9 +30,15 @@ def place(email: str, quantity: int, address: str) -> Order:
     return order
 
 
+DONE = "reserve-stock#intent, reserve-stock, charge#intent, charge, print-label"
+UNDONE = "saga#undo, charge#undo, reserve-stock#undo"
+
 ENDED = [
-    "process-order completed (reserve-stock, charge, print-label, tell-success)",
-    "process-order failed "
-    "(reserve-stock, charge, print-label, refund, release-stock, tell-failure)",
-    "process-order failed (reserve-stock, refund, release-stock, tell-failure)",
+    f"process-order completed ({DONE}, until-fetched, tell)",
+    f"process-order cancelled ({DONE}, until-fetched, {UNDONE})",
+    f"process-order failed ({DONE}, {UNDONE})",
+    "process-order failed (reserve-stock#intent, reserve-stock, saga#undo, reserve-stock#undo)",
+    "tell-sent completed (send-mail)",
+    "process-order/on-cancel completed (send-mail)",
+    *["process-order/on-failure completed (send-mail)"] * 2,
 ]

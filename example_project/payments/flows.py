@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from durable_flows import Event, NonRetriableError, Step, StepError, flow
+from durable_flows import Event, NonRetriableError, Step, flow
 from example_project.payments.models import BankEntry, Payment
 
 
@@ -12,16 +12,19 @@ from example_project.payments.models import BankEntry, Payment
 def process_payment(event: Event, step: Step) -> dict[str, Any]:
     """Others hear of it when it is done, or when all is as it was before."""
     payment_id, amount = event.data["payment_id"], event.data["amount"]
-    try:
-        charge = step.run("charge-card", charge_card, payment_id, amount)
-        step.run("enter", enter, payment_id, charge, amount, atomic=True)
-    except StepError as error:
-        step.run("refund", refund, payment_id)
-        failed = {"payment_id": payment_id, "error": error.message}
-        step.send_event("tell", Event("payment/failed", failed))
-        raise
+    saga = step.saga()
+    charge = saga.run("charge-card", charge_card, payment_id, amount, undo=refund)
+    step.run("enter", enter, payment_id, charge, amount, atomic=True)
     step.send_event("tell", Event("payment/succeeded", {"payment_id": payment_id}))
     return {"charge": charge}
+
+
+@process_payment.on_failure
+def tell_failure(event: Event, step: Step) -> None:
+    """Begins when the money is back."""
+    payment_id = event.data["event"]["data"]["payment_id"]
+    failed = {"payment_id": payment_id, "error": event.data["error"]["message"]}
+    step.send_event("tell", Event("payment/failed", failed))
 
 
 def charge_card(payment_id: str, amount: int) -> str:
@@ -30,10 +33,10 @@ def charge_card(payment_id: str, amount: int) -> str:
     return ask_bank(f"charge {payment_id}", amount)
 
 
-def refund(payment_id: str) -> str | None:
+def refund(charge: str | None, payment_id: str, amount: int) -> str | None:
     """Looks at what the bank has: also a charge whose answer never came is refunded."""
-    charged = BankEntry.objects.filter(key=f"charge {payment_id}").first()
-    return ask_bank(f"refund {payment_id}", -charged.amount) if charged else None
+    charged = BankEntry.objects.filter(key=f"charge {payment_id}").exists()
+    return ask_bank(f"refund {payment_id}", -amount) if charged else None
 
 
 def ask_bank(key: str, amount: int) -> str:

@@ -14,8 +14,12 @@ def play() -> None:
     drain()
 
 
+CHARGED = "charge-card#intent, charge-card"
+UNDONE = "saga#undo, charge-card#undo"
+
 ENDED = [
-    "process-payment completed (charge-card, enter, tell)",
-    "process-payment failed (charge-card, enter, refund, tell)",
-    "process-payment failed (charge-card, refund, tell)",
+    f"process-payment completed ({CHARGED}, enter, tell)",
+    f"process-payment failed ({CHARGED}, enter, {UNDONE})",
+    f"process-payment failed ({CHARGED}, {UNDONE})",
+    *["process-payment/on-failure completed (tell)"] * 2,
 ]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from django.core import mail
 
-from durable_flows.testing import RunView, crash_after, drain, run_of, sent
+from durable_flows import cancel
+from durable_flows.testing import RunView, advance, crash_after, crash_at, drain, run_of, send, sent
 from example_project.orders.models import Charge, Order, Stock
 from example_project.orders.story import place
 
@@ -18,12 +19,6 @@ pytestmark = [
 @pytest.fixture(autouse=True)
 def lamps() -> None:
     Stock.objects.create(item="lamp", available=3)
-
-
-def played(quantity: int = 2, address: str = "Mill Lane 1") -> RunView:
-    place("jonas@orders.example", quantity, address)
-    drain()
-    return the_run()
 
 
 def the_run() -> RunView:
@@ -42,23 +37,51 @@ def subjects() -> list[str]:
     return [str(message.subject) for message in mail.outbox]
 
 
-def test_an_order_that_goes_through_is_reserved_charged_and_packed() -> None:
-    assert played().result == {"status": "completed", "label": "2 × lamp to Mill Lane 1"}
+def test_an_order_that_goes_through_is_reserved_charged_and_sent() -> None:
+    place("jonas@orders.example", 2, "Mill Lane 1")
+    advance("1 day")
+    assert the_run().result == {"status": "completed", "label": "2 × lamp to Mill Lane 1"}
     assert (left(), refunds()) == (1, [False])
     assert subjects() == ["On its way: 2 × lamp to Mill Lane 1"]
 
 
 def test_an_order_that_cannot_be_packed_is_refunded_and_its_stock_released() -> None:
-    run = played(address="")
-    assert (run.state, run.error["step"]) == ("failed", "print-label")
+    place("jonas@orders.example", 2, "")
+    drain()
+    assert (the_run().state, the_run().error["step"]) == ("failed", "print-label")
     assert (left(), refunds()) == (3, [True])
     assert subjects() == ["We could not do it: there is no address"]
 
 
 def test_an_order_of_too_much_has_nothing_to_take_back() -> None:
-    assert played(quantity=4).state == "failed"
+    place("jonas@orders.example", 4, "Mill Lane 1")
+    drain()
+    assert the_run().state == "failed"
     assert (left(), refunds()) == (3, [])
     assert subjects() == ["We could not do it: there is not enough lamp"]
+
+
+def test_an_order_that_is_withdrawn_before_the_carrier_comes_is_taken_back() -> None:
+    first = place("jonas@orders.example", 1, "Mill Lane 1")
+    other = place("karla@orders.example", 1, "Mill Lane 2")
+    advance("23h")
+    send("order/withdrawn", {"order_id": first.pk})
+    advance("2h")
+    assert [run_of(event.public_id).state for event in sent("order/placed")] == [
+        "cancelled",
+        "completed",
+    ]
+    assert (left(), refunds()) == (2, [True, False])
+    assert subjects() == ["Your money is on its way", "On its way: 1 × lamp to Mill Lane 2"]
+    assert list(Order.objects.filter(reserved=True)) == [other]
+
+
+def test_an_order_that_was_sent_cannot_be_withdrawn() -> None:
+    order = place("jonas@orders.example", 1, "Mill Lane 1")
+    advance("1 day")
+    send("order/withdrawn", {"order_id": order.pk})
+    drain()
+    assert (the_run().state, left(), refunds()) == ("completed", 2, [False])
 
 
 def test_a_charge_whose_answer_was_lost_is_made_once() -> None:
@@ -66,21 +89,25 @@ def test_a_charge_whose_answer_was_lost_is_made_once() -> None:
     with crash_after("charge", recorded=False) as crash:
         drain()
     assert crash.happened
-    drain()
+    advance("1 day")
     assert the_run().state == "completed"
     assert (left(), refunds()) == (1, [False])
 
 
-@pytest.mark.parametrize(
-    ("step", "recorded"),
-    [
-        ("print-label", True),
-        ("refund", False),
-        ("refund", True),
-        ("release-stock", False),
-        ("release-stock", True),
-    ],
-)
+def test_a_charge_whose_answer_was_lost_is_refunded_if_the_order_is_cancelled_then() -> None:
+    place("jonas@orders.example", 2, "Mill Lane 1")
+    with crash_after("charge", recorded=False) as crash:
+        drain()
+    assert crash.happened
+    cancel(the_run().id, reason="changed his mind")
+    drain()
+    assert the_run().state == "cancelled"
+    assert "charge" not in the_run().step_keys  # nobody knows what came of it
+    assert (left(), refunds()) == (3, [True])
+
+
+@pytest.mark.parametrize("step", ["charge#undo", "reserve-stock#undo"])
+@pytest.mark.parametrize("recorded", [True, False])
 def test_a_worker_that_dies_while_it_takes_back_leaves_the_rest_to_the_next(
     step: str, recorded: bool
 ) -> None:
@@ -94,10 +121,19 @@ def test_a_worker_that_dies_while_it_takes_back_leaves_the_rest_to_the_next(
     assert len(mail.outbox) == 1
 
 
+def test_a_worker_that_dies_before_it_begins_to_take_back_leaves_all_to_the_next() -> None:
+    place("karla@orders.example", 1, "")
+    with crash_at("step_recorded", "print-label") as crash:
+        drain()
+    assert crash.happened
+    drain()
+    assert (the_run().state, left(), refunds()) == ("failed", 3, [True])
+
+
 def test_many_orders_never_take_more_than_there_is() -> None:
     for _ in range(3):
         place("jonas@orders.example", 2, "Mill Lane 1")
-    drain()
+    advance("1 day")
     states = [run_of(event.public_id).state for event in sent("order/placed")]
     assert sorted(states) == ["completed", "failed", "failed"]
     assert (left(), Order.objects.filter(reserved=True).count()) == (1, 1)
