@@ -33,7 +33,7 @@ from durable_flows.engine.scopes import (
     Tool,
     Write,
 )
-from durable_flows.errors import Suspend, SuspendSwallowed
+from durable_flows.errors import LeaseLost, Suspend, SuspendSwallowed
 from durable_flows.rules import clock
 
 
@@ -97,7 +97,7 @@ class Threads:
 
     def _take(self, wanted: Write | Call | Together) -> Any:
         if isinstance(wanted, Write):
-            return self._desk.do(wanted.work)
+            return self._desk.do(partial(self._do, self.scope, wanted.work))
         if isinstance(wanted, Call):
             token = scopes.go_in(wanted.key)
             try:
@@ -105,6 +105,12 @@ class Threads:
             finally:
                 scopes.go_out(token)
         return _Group(wanted, self._journal, self._desk, alone=self._alone).run()
+
+    def _do(self, scope: Scope, work: Callable[[], Any]) -> Any:
+        """At the desk: a branch that has lost meanwhile is told so."""
+        if scope.is_closed:
+            raise LeaseLost("the group of this branch has come to its end without it")
+        return work()
 
 
 def _awaited(result: Any) -> Any:
@@ -131,6 +137,7 @@ class _Group:
         self._waiting = deque(range(len(wanted.branches)))
         self._going: set[int] = set()
         self._asleep: dict[int, datetime] = {}
+        self._scopes: dict[int, Scope] = {}
         self._ends: Ends = {}
         self._signal: BaseException | None = None
         self._nudges = journal.nudges
@@ -142,6 +149,13 @@ class _Group:
             Suspend: some are suspended, and no other goes on.
             BaseException: another signal that ends the slice; none goes on any more.
         """
+        try:
+            return self._run()
+        finally:
+            for number in self._going:
+                self._scopes[number].close()
+
+    def _run(self) -> Ends:
         while not self._wanted.is_enough(self._ends):
             if self._waiting and len(self._going) < self._wanted.most and self._signal is None:
                 self._start(self._waiting.popleft())
@@ -156,6 +170,7 @@ class _Group:
         """Let a branch begin, or go on."""
         self._asleep.pop(number, None)
         self._going.add(number)
+        self._scopes[number] = self._wanted.branches[number].scope()
         context = copy_context()
         if self._alone:
             context.run(self._execute, number)
@@ -177,8 +192,7 @@ class _Group:
 
     def _execute(self, number: int) -> None:
         """One stretch of a branch; whoever waits for it is told what came of it."""
-        branch = self._wanted.branches[number]
-        scope = branch.scope()
+        branch, scope = self._wanted.branches[number], self._scopes[number]
         scopes.enter(scope)
         try:
             end = End(scope, branch.work())

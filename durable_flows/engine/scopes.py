@@ -38,15 +38,32 @@ class Scope:
         looking: how far back its waits look.
         stopped: the signal that has ended it for this slice.
         last_key: the last of its steps that is recorded.
+        is_closed: whether its group has come to its end without it; so have the branches within it.
     """
 
-    def __init__(self, path: str, looking: LookBack, seen: dict[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        looking: LookBack,
+        seen: dict[str, int] | None = None,
+        parent: Scope | None = None,
+    ) -> None:
         self.path = path
         self.looking = looking
         self.stopped: Suspend | None = None
         self.last_key = ""
+        self._is_closed = False
+        self._parent = parent
         self._seen = {} if seen is None else seen
         self._tasks = 0
+
+    @property
+    def is_closed(self) -> bool:  # noqa: D102 (an attribute)
+        return self._is_closed or (self._parent is not None and self._parent.is_closed)
+
+    def close(self) -> None:
+        """Its group has come to its end: it begins nothing more."""
+        self._is_closed = True
 
     def take(self, id: str) -> Place:
         """The place of a step that is called here: its n-th repetition is a step of its own."""
@@ -61,12 +78,12 @@ class Scope:
 
     def step(self) -> Scope:
         """A branch that is a single step of this line, and counts with it."""
-        return Scope(self.path, self.looking, self._seen)
+        return Scope(self.path, self.looking, self._seen, self)
 
     def task(self) -> Scope:
         """A branch that is a task of an event loop, begun by code of this line."""
         number, self._tasks = self._tasks, self._tasks + 1
-        return Scope(f"{self.path}task[{number}]/", self.looking.branch())
+        return Scope(f"{self.path}task[{number}]/", self.looking.branch(), parent=self)
 
 
 @dataclass(slots=True)  # frozen ones take three times as long to make

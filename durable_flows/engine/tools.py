@@ -802,7 +802,7 @@ class Step:
                 "a plain step.run(…) has been executed before its result gets here"
             )
         path, looking = f"{place.key}[{number}]/", place.scope.looking.branch()
-        return Branch(path, given, lambda: Scope(path, looking.branch()))
+        return Branch(path, given, lambda: Scope(path, looking.branch(), parent=place.scope))
 
     def _deferred(self, place: Place, given: Deferred) -> Branch:
         """A branch that is one step: it has its place in this line, by the order of the branches."""

@@ -583,3 +583,28 @@ def test_a_cancellation_lets_the_branches_finish_what_they_are_at():
     assert run.state == "cancelled"
     assert sorted(done) == ["a", "b"]
     assert sorted(run.step_keys) == ["parallel[0]/first", "parallel[1]/first"]
+
+
+@in_threads
+def test_a_loser_begins_no_further_step_though_the_run_goes_on():
+    release, done = threading.Event(), threading.Event()
+    begun: list[str] = []
+
+    @flow("race", on="go")
+    def race(step):
+        def slow() -> None:
+            try:
+                step.run("first", release.wait, 10)
+                step.run("second", begun.append, "second")
+            finally:
+                done.set()
+
+        step.race(slow, step.later.run("fast", lambda: "won"))
+        release.set()
+        # The slice sits at its desk again, where the loser asks to go on.
+        step.parallel(step.later.run("wait", done.wait, 10), step.later.run("more", lambda: 1))
+
+    run = played()
+    assert run.state == "completed"
+    assert begun == []
+    assert {"race[0]/first", "race[0]/second"}.isdisjoint(run.step_keys)
