@@ -40,6 +40,12 @@ __all__ = [
     "retry",
     "rerun",
     "decide",
+    "skip",
+    "withdraw",
+    "cancel_all",
+    "replay",
+    "cancel_bulk",
+    "bulk_progress",
     # errors
     "DurableFlowsError",
     "InvalidInput",
@@ -49,7 +55,9 @@ __all__ = [
 if TYPE_CHECKING:
     from durable_flows.engine.approvals import Decision, decide
     from durable_flows.engine.awaited import AsyncStep
-    from durable_flows.engine.ingest import asend, cancel, rerun, retry, send
+    from durable_flows.engine.bulk import bulk_progress, cancel_all, cancel_bulk, replay
+    from durable_flows.engine.commands import cancel, rerun, retry, skip, withdraw
+    from durable_flows.engine.ingest import asend, send
     from durable_flows.engine.tools import Run, Step
     from durable_flows.errors import (
         DurableFlowsError,
@@ -74,7 +82,9 @@ _HOMES = {
     "durable_flows.engine.tools": ("Run", "Step"),
     "durable_flows.engine.awaited": ("AsyncStep",),
     "durable_flows.engine.approvals": ("Decision", "decide"),
-    "durable_flows.engine.ingest": ("send", "asend", "cancel", "retry", "rerun"),
+    "durable_flows.engine.ingest": ("send", "asend"),
+    "durable_flows.engine.bulk": ("cancel_all", "replay", "cancel_bulk", "bulk_progress"),
+    "durable_flows.engine.commands": ("cancel", "retry", "rerun", "skip", "withdraw"),
     "durable_flows.errors": (
         "NonRetriableError",
         "RetryAfterError",

@@ -146,6 +146,50 @@ class IllegalTransition(DurableFlowsError):
         super().__init__(f"a run that is {state} cannot become {target}{hint and f': {hint}'}")
 
 
+class UnknownEvent(DurableFlowsError, LookupError):
+    """There is no event of this id."""
+
+
+class UnknownStep(DurableFlowsError, LookupError):
+    """The run has come to no step of this key.
+
+    Attributes:
+        step: the key that was asked for.
+    """
+
+    def __init__(self, step: str, message: str, /) -> None:
+        self.step = step
+        super().__init__(message)
+
+
+class UnknownBulkAction(DurableFlowsError, LookupError):
+    """There is no bulk action of this id."""
+
+
+class BulkActionOver(DurableFlowsError):
+    """A bulk action cannot be cancelled any more: it is done, or has been cancelled."""
+
+
+class RunHasEnded(DurableFlowsError):
+    """What was asked for can only be done to a run that has not ended.
+
+    Attributes:
+        state: how it has ended.
+    """
+
+    def __init__(self, run_id: object, state: str, /) -> None:
+        self.state = state
+        super().__init__(f"run {run_id} has ended, {state}: there is nothing to skip any more")
+
+
+class NotWaiting(DurableFlowsError):
+    """The run neither sleeps nor waits at this step."""
+
+
+class AlreadyDelivered(DurableFlowsError):
+    """An event cannot be withdrawn any more: its time had come."""
+
+
 class WrongDatabase(DurableFlowsError):
     """The caller's transaction is on another database than the app's tables."""
 

@@ -10,6 +10,8 @@ from django.db.models import Q
 
 from durable_flows import querysets
 from durable_flows.rules.states import (
+    BulkKind,
+    BulkState,
     DueState,
     RunState,
     StepKind,
@@ -50,6 +52,9 @@ class Event(models.Model):
     )
     quarantined = models.BooleanField(
         default=False, db_default=False, help_text="Set aside, since its routing failed twice."
+    )
+    withdrawn = models.BooleanField(
+        default=False, db_default=False, help_text="Taken back before it was delivered."
     )
 
     class Meta:
@@ -113,6 +118,9 @@ class Run(models.Model):
     )
     queue = models.CharField(max_length=255)
     mark = models.BigIntegerField(help_text="Its trigger's number in the order of routing.")
+    since = models.BigIntegerField(
+        null=True, help_text="The mark of the run whose first steps it has taken over."
+    )
     generation = models.IntegerField(default=0, help_text="How often it was retried.")
     depth = models.IntegerField(
         default=0, db_default=0, help_text="How many runs deep it is, one soon after the other."
@@ -221,7 +229,7 @@ class Step(models.Model):
         constraints: ClassVar = [
             models.CheckConstraint(
                 name="step_fails_with_an_error",
-                condition=Q(state=StepState.DONE, error__isnull=True)
+                condition=Q(state__in=[StepState.DONE, StepState.SKIPPED], error__isnull=True)
                 | Q(state=StepState.FAILED, error__isnull=False),
             )
         ]
@@ -389,6 +397,40 @@ class Admission(models.Model):
 
     def __str__(self) -> str:
         return f"{self.flow} {self.verdict}"
+
+
+class BulkAction(models.Model):
+    """The same command for all runs that fit. The ticks carry it out, a batch at a time."""
+
+    id = models.UUIDField(primary_key=True, editable=False)
+    kind = models.CharField(max_length=10, choices=_choices(BulkKind))
+    filters = models.TextField(help_text="JSON text: which runs.")
+    reason = models.TextField(default="")
+    created_by = models.TextField(default="", help_text="Who asks, for people.")
+    rate = models.FloatField(null=True, help_text="Runs a second at most, on the average.")
+    state = models.CharField(max_length=10, choices=_choices(BulkState), default=BulkState.RUNNING)
+    total = models.BigIntegerField(help_text="Runs that fitted when it was asked for.")
+    seen = models.BigIntegerField(default=0, help_text="How many of them it has looked at.")
+    done = models.BigIntegerField(default=0, help_text="For how many it has asked.")
+    place = models.UUIDField(help_text="The last run that it has looked at.")
+    next_at = models.DateTimeField(help_text="When it may go on.")
+    created_at = models.DateTimeField()
+    ended_at = models.DateTimeField(null=True)
+
+    class Meta:
+        indexes: ClassVar = [
+            models.Index(fields=["next_at"], condition=Q(state=BulkState.RUNNING), name="bulk_next")
+        ]
+        constraints: ClassVar = [
+            models.CheckConstraint(
+                name="bulk_action_ends_when_it_is_over",
+                condition=Q(state=BulkState.RUNNING, ended_at__isnull=True)
+                | (~Q(state=BulkState.RUNNING) & Q(ended_at__isnull=False)),
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.id}"
 
 
 class RunWarning(models.Model):

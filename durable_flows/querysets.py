@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Self
 
 from django.db import models
 
+from durable_flows.rules.selection import Selection
 from durable_flows.rules.states import RunState
 
 if TYPE_CHECKING:
@@ -18,6 +19,17 @@ class RunQuerySet(models.QuerySet["Run"]):
     def unfinished(self) -> Self:
         """Runs that have not ended."""
         return self.filter(state__in=[RunState.QUEUED, RunState.STARTED])
+
+    def selected(self, selection: Selection) -> Self:
+        """Runs that fit, as far as their columns say."""
+        named = {
+            "flow": selection.flow,
+            "state__in": selection.states,
+            "created_at__gte": selection.after,
+            "created_at__lt": selection.before,
+            "reason__contains": selection.reason_contains,
+        }
+        return self.filter(**{name: value for name, value in named.items() if value})
 
 
 class ApprovalQuerySet(models.QuerySet["Approval"]):

@@ -26,7 +26,7 @@ from durable_flows import conf
 from durable_flows.engine import failpoints, ingest, leases, ring, stored
 from durable_flows.engine import tick as housekeeping
 from durable_flows.errors import UnknownRun
-from durable_flows.models import Due, Event, Run
+from durable_flows.models import BulkAction, Due, Event, Run
 from durable_flows.rules import clock, durations, events, payload
 from durable_flows.rules.states import HELD
 
@@ -58,7 +58,7 @@ class StepView:
     Attributes:
         key: its key: the id, or ``id#2`` for its second repetition.
         kind: run, send, sleep, wait or invoke.
-        state: done or failed.
+        state: done, failed, or skipped: a sleep that was cut short.
         output: its result, decoded; for a wait the event as a dict, or None.
         error: how it failed, as a dict, or None.
     """
@@ -197,6 +197,9 @@ def reset() -> None:
 def sent(name: str) -> list[events.Event]:
     """The events of this name that anybody has sent, in order of arrival."""
     rows = Event.objects.using(conf.settings().DATABASE).filter(name=name).order_by("arrival")
+    rows = rows.exclude(
+        routed=ingest.NEVER, withdrawn=False
+    )  # edited, for a run that is done again
     return [stored.event(row) for row in rows.values_list(*stored.COLUMNS)]
 
 
@@ -296,7 +299,9 @@ def _next_timer() -> datetime | None:
         .order_by("deliver_at")
         .first()
     )
+    bulk = BulkAction.objects.using(using).filter(state="running", next_at__gt=now)
     moments = (
+        bulk.order_by("next_at").values_list("next_at", flat=True).first(),
         run.wake_at if run else None,
         late.deadline_at if late else None,
         event.deliver_at if event else None,

@@ -232,6 +232,8 @@ def test_commands_md_names_every_option_of_our_commands() -> None:
     known = {
         "## manage.py flows tick": subparsers.choices["tick"],  # type: ignore[index]
         "## manage.py flows dev": subparsers.choices["dev"],  # type: ignore[index]
+        "## manage.py flows cancel": subparsers.choices["cancel"],  # type: ignore[index]
+        "## manage.py flows replay": subparsers.choices["replay"],  # type: ignore[index]
         "## manage.py demo": demo,
     }
     common = {"-h", "--version", "--verbosity", "--skip-checks"} | DjangoHelpFormatter.show_last
@@ -346,6 +348,9 @@ SIGNATURES = [
     ("commands", "flow.start", Flow.start),
     ("commands", "cancel", durable_flows.cancel),
     ("commands", "retry", durable_flows.retry),
+    ("commands", "rerun", durable_flows.rerun),
+    ("commands", "skip", durable_flows.skip),
+    ("commands", "withdraw", durable_flows.withdraw),
     ("retries", "Exponential", durable_flows.Exponential),
     ("retries", "Fixed", durable_flows.Fixed),
     ("retries", "Delays", durable_flows.Delays),

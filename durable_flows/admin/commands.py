@@ -16,7 +16,7 @@ from django.template.response import TemplateResponse
 from django.urls import reverse
 
 from durable_flows.admin import states
-from durable_flows.engine import ingest, sql
+from durable_flows.engine import commands, sql
 from durable_flows.errors import DurableFlowsError
 from durable_flows.models import Run
 from durable_flows.rules.states import TERMINAL, DueState, RunState
@@ -74,7 +74,7 @@ CANCEL = Command(
         "then the run ends cancelled. This cannot be undone."
     ),
     refusal=_not_cancellable,
-    ask=lambda run, user: ingest.cancel(run.pk, reason=f"cancelled by {user} in the admin"),
+    ask=lambda run, user: commands.cancel(run.pk, reason=f"cancelled by {user} in the admin"),
 )
 RETRY = Command(
     action="retry_runs",
@@ -85,7 +85,7 @@ RETRY = Command(
         "recorded are not executed again."
     ),
     refusal=_not_retriable,
-    ask=lambda run, user: ingest.retry(run.pk),
+    ask=lambda run, user: commands.retry(run.pk),
 )
 RERUN = Command(
     action="rerun_runs",
@@ -96,7 +96,7 @@ RERUN = Command(
         "that is there stays as it is."
     ),
     refusal=lambda run: "",
-    ask=lambda run, user: ingest.rerun(run.pk),
+    ask=lambda run, user: commands.rerun(run.pk),
 )
 
 

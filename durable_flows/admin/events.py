@@ -17,8 +17,9 @@ from django.utils.safestring import SafeString
 from durable_flows import conf
 from durable_flows.admin import reroute, showing, states
 from durable_flows.admin.reading import ReadOnly, as_uuid
+from durable_flows.engine.ingest import NEVER
 from durable_flows.models import Admission, Event, Run
-from durable_flows.rules import clock
+from durable_flows.rules import clock, events
 
 MOST_RUNS = 100
 MOST_ADMISSIONS = 100
@@ -143,6 +144,10 @@ class EventAdmin(ReadOnly):
         """Routed, refused, set aside, or what it waits for."""
         if event.quarantined:
             return showing.badge("failed", "set aside")
+        if event.withdrawn:
+            return showing.badge("cancelled", "withdrawn")
+        if event.routed == NEVER:
+            return showing.badge("done", "for one run")
         if event.error and event.routed_at is not None:
             return showing.badge("failed", "refused")
         if event.routed_at is not None:
@@ -199,6 +204,8 @@ class EventAdmin(ReadOnly):
         """What a command is about: a run, or a flow."""
         if not event.target:
             return showing.NOTHING
+        if event.name == events.WITHDRAW:
+            return showing.event_link(event.target, "the event")
         if as_uuid(event.target):
             return format_html("run {}", showing.run_link(event.target))
         url = reverse("admin:durable_flows_run_changelist")

@@ -197,5 +197,6 @@ def _ended_by(outcome: str) -> str:
         WaitOutcome.EVENT: "event",
         WaitOutcome.TIMEOUT: "timed out",
         WaitOutcome.CLOSED: "the run ended first",
+        WaitOutcome.CUT: "skipped",
     }
     return words.get(outcome, outcome)

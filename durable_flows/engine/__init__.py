@@ -1,6 +1,6 @@
 """The engine: one file a verb.
 
-    send · start · invoke · cancel · retry · rerun
+    send · start · invoke · cancel · retry · rerun · skip · withdraw
       │ ingest: validate, dedupe, INSERT events (in the caller's transaction, and nothing else)
       ▼ on commit: ring
     events ── route (bulk): who starts? who resumes? who is cancelled?

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from durable_flows.engine import failpoints, notes, sagas, signatures, sql, stored
+from durable_flows.engine import failpoints, inherit, notes, sagas, signatures, sql, stored
+from durable_flows.engine.inherit import Inheritance
 from durable_flows.engine.stored import Routed
 from durable_flows.errors import IllegalTransition, UnknownRun
 from durable_flows.models import Admission, Due, Run, Wait
@@ -27,6 +28,15 @@ from durable_flows.rules.states import DueState, RunState, Verdict, WaitKind, ch
 MICROSECOND = timedelta(microseconds=1)
 
 
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A run that is to be done again: its flow, its event, and from where its waits look back."""
+
+    flow_id: str
+    event_id: uuid.UUID
+    mark: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
     """A run that is asked for.
@@ -38,6 +48,7 @@ class Start:
         trigger: the event that the handler finds.
         asked: what asks for the run: its trigger, or the command to do a run again.
         origin: the run that it does again.
+        since: that one's mark, if its first steps are taken over.
     """
 
     run_id: uuid.UUID
@@ -47,11 +58,19 @@ class Start:
     trigger: Routed
     asked: Routed
     origin: uuid.UUID | None = None
+    since: int | None = None
 
     @property
     def parent(self) -> uuid.UUID | None:
         """The run that invokes it."""
         return self.asked.sender if self.asked.name == events.INVOKE else None
+
+    @property
+    def inheritance(self) -> Inheritance | None:
+        """What it takes over from the run that it does again, if it is to go on from a step of it."""
+        if self.origin is None:
+            return None
+        return Inheritance.of(self.run_id, self.origin, self.asked)
 
     @property
     def is_awaited(self) -> bool:
@@ -62,23 +81,18 @@ class Start:
     @classmethod
     def of(cls, flow_id: str, trigger: Routed, default_queue: str) -> Start:
         """What this event asks of this flow."""
-        return cls._of(flow_id, trigger, trigger, None, default_queue)
+        return cls._of(flow_id, trigger, trigger, default_queue)
 
     @classmethod
-    def again(
-        cls, flow_id: str, trigger: Routed, command: Routed, origin: uuid.UUID, default_queue: str
-    ) -> Start:
-        """What this command asks for: another run of this flow with the trigger of an earlier one."""
-        return cls._of(flow_id, trigger, command, origin, default_queue)
+    def again(cls, done: Done, trigger: Routed, command: Routed, default_queue: str) -> Start:
+        """What this command asks for: another run of the flow of an earlier one, with this trigger."""
+        origin = uuid.UUID(command.target)
+        since = done.mark if inherit.is_asked(command) else None
+        return cls._of(done.flow_id, trigger, command, default_queue, origin=origin, since=since)
 
     @classmethod
     def _of(
-        cls,
-        flow_id: str,
-        trigger: Routed,
-        asked: Routed,
-        origin: uuid.UUID | None,
-        default_queue: str,
+        cls, flow_id: str, trigger: Routed, asked: Routed, default_queue: str, **more: Any
     ) -> Start:
         flow = registry.find(flow_id)
         return cls(
@@ -88,7 +102,7 @@ class Start:
             queue=(flow and flow.queue) or default_queue,
             trigger=trigger,
             asked=asked,
-            origin=origin,
+            **more,
         )
 
 
@@ -128,7 +142,11 @@ def start_runs(starts: Sequence[Start]) -> None:
     """Admit what is new of these."""
     new = set(_insert_runs(starts))
     admitted = [start for start in starts if start.run_id in new]
-    _insert_due([(start.run_id, start.queue, 0, start.flow) for start in admitted])
+    inherited = {start.run_id: found for start in admitted if (found := start.inheritance)}
+    for found in inherited.values():
+        inherit.take_over(found)
+    # With a lease of its own, what is taken over is a history: the first slice reads it.
+    _insert_due([(s.run_id, s.queue, int(s.run_id in inherited), s.flow) for s in admitted])
     _insert_cancel_waits([wait for start in admitted for wait in _first_cancel_waits(start)])
     notes.warn({about: why for start in admitted for about, why in _rules_without_value(start)})
     failpoints.reach("runs_admitted")
@@ -161,20 +179,29 @@ def reruns(commands: Sequence[Routed], default_queue: str) -> list[Start]:
     """What these commands ask for, as far as the runs that they are about are still there."""
     if not commands:
         return []
-    rows = sql.execute(
-        f"SELECT id, flow, event_id FROM durable_flows_run WHERE {sql.among('id', 'runs')}",
-        {"runs": [uuid.UUID(command.target) for command in commands]},
-    )
-    found = {sql.uid(run_id): (flow_id, sql.uid(event_id)) for run_id, flow_id, event_id in rows}
-    triggers = stored.by_id([event_id for _, event_id in found.values()])
+    found = _done([uuid.UUID(command.target) for command in commands])
+    edited = {
+        command.id: uuid.UUID(command.event.data["event"])
+        for command in commands
+        if "event" in command.event.data
+    }
+    triggers = stored.by_id([*(done.event_id for done in found.values()), *edited.values()])
     starts = []
     for command in commands:
-        run_id = uuid.UUID(command.target)
-        flow_id, event_id = found.get(run_id, ("", None))
-        if event_id in triggers:
-            trigger = triggers[event_id]
-            starts.append(Start.again(flow_id, trigger, command, run_id, default_queue))
+        done = found.get(uuid.UUID(command.target))
+        trigger = triggers.get(edited.get(command.id, done.event_id)) if done else None
+        if done is not None and trigger is not None:
+            starts.append(Start.again(done, trigger, command, default_queue))
     return starts
+
+
+def _done(run_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Done]:
+    rows = sql.execute(
+        "SELECT id, flow, event_id, coalesce(since, mark) FROM durable_flows_run "
+        f"WHERE {sql.among('id', 'runs')}",
+        {"runs": list(run_ids)},
+    )
+    return {sql.uid(row[0]): Done(row[1], sql.uid(row[2]), row[3]) for row in rows}
 
 
 def check_rerun(command: Routed) -> None:
@@ -235,6 +262,7 @@ def _insert_runs(starts: Sequence[Start]) -> list[uuid.UUID]:
             "state": [RunState.QUEUED.value] * len(starts),
             "queue": [start.queue for start in starts],
             "mark": [start.asked.routed for start in starts],
+            "since": [start.since for start in starts],
             "generation": [0] * len(starts),
             "depth": [start.asked.depth for start in starts],
             "lease": [0] * len(starts),

@@ -32,7 +32,7 @@ _START = (
     "started_at = coalesce(started_at, %(now)s::timestamptz) "
 )
 _COLUMNS = (
-    "r.id, r.flow, r.version, r.generation, r.mark, r.created_at, r.started_at, r.depth, "
+    "r.id, r.flow, r.version, r.generation, r.mark, r.since, r.created_at, r.started_at, r.depth, "
     f"{stored.columns('e')}"
 )
 _EVENT = "JOIN durable_flows_event e ON e.id = r.event_id"
@@ -91,7 +91,7 @@ def _one_by_one(params: dict[str, Any]) -> list[sql.Row]:
 
 def _claim(queue: str, row: sql.Row, now: datetime) -> Claim:
     _, lease, state, _, claims, deadline, run_id, flow_id, *rest = row
-    version, generation, mark, created_at, started_at, depth, *event = rest
+    version, generation, mark, since, created_at, started_at, depth, *event = rest
     found = stored.event(event)
     return Claim(
         run_id=sql.uid(run_id),
@@ -102,6 +102,7 @@ def _claim(queue: str, row: sql.Row, now: datetime) -> Claim:
         unended=claims - 1,
         generation=generation,
         mark=mark,
+        since=since,
         cancelling=state == "cancelling",
         created_at=sql.moment(created_at),
         started_at=sql.moment(started_at) if started_at else now,  # by this very statement

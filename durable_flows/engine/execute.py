@@ -301,7 +301,7 @@ def _undo(
 
 def _driver(flow: Flow, claimed: Claim, journal: Journal) -> Threads | Tasks:
     kind = Tasks if flow.is_async else Threads
-    return kind(journal, Scope("", LookBack(claimed.mark)), alone=_is_alone())
+    return kind(journal, Scope("", LookBack(claimed.mark, claimed.since)), alone=_is_alone())
 
 
 def _arguments(flow: Flow, claimed: Claim, step: Step) -> dict[str, Any]:

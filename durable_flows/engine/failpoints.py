@@ -21,6 +21,8 @@ PLACES = frozenset(
     {
         # routing, first transaction
         "events_numbered",
+        "events_withdrawn",
+        "history_taken_over",
         "runs_admitted",
         "between_routing_transactions",
         # routing, second transaction
@@ -74,6 +76,8 @@ PLACES = frozenset(
         "ends_written",
         # housekeeping
         "tick_taken",
+        "before_bulk_commit",
+        "bulk_carried_on",
         "before_deadlines_commit",
         "floor_kept",
         "unparked",

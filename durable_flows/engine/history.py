@@ -12,7 +12,7 @@ from typing import Any
 from durable_flows.engine import sql, stored
 from durable_flows.rules import keys, outcomes, payload
 from durable_flows.rules.events import Event
-from durable_flows.rules.states import TERMINAL, RunState, StepKind, WaitKind
+from durable_flows.rules.states import TERMINAL, RunState, StepKind, WaitKind, WaitOutcome
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +23,8 @@ class Claim:
         version: of its flow; None until it is decided, where the run was admitted by a process that did
             not know the flow.
         unended: claims in a row before this one that did not end: their workers died, or lost it.
+        mark: its trigger's number in the order of routing.
+        since: that of the run whose first steps it has taken over, if it has.
     """
 
     run_id: uuid.UUID
@@ -33,6 +35,7 @@ class Claim:
     unended: int
     generation: int
     mark: int
+    since: int | None
     cancelling: bool
     created_at: datetime
     started_at: datetime
@@ -159,7 +162,9 @@ class Child:
     def failure(self) -> dict[str, Any] | None:
         """What a wait that is over is recorded with, unless the run has completed."""
         state, reason = self.state, self.reason
-        if self.outcome not in TERMINAL:
+        if self.outcome == WaitOutcome.CUT:
+            state, reason = WaitOutcome.TIMEOUT, "the wait was skipped"
+        elif self.outcome not in TERMINAL:
             state, reason = self.outcome, self.skipped or ""
         elif not state:
             state, reason = RunState.FAILED, f"it ended {self.outcome}, and is no longer kept"

@@ -1,4 +1,4 @@
-"""send() and the commands: validate, dedupe, INSERT, and nothing else.
+"""send(), start() and what all commands do: validate, dedupe, INSERT, and nothing else.
 
 Everything here happens on the caller's connection and in the caller's transaction. The only row that
 another sender may have to wait for is the key of an event that carries the same id.
@@ -21,19 +21,15 @@ from uuid_utils.compat import uuid7
 
 from durable_flows import conf, models
 from durable_flows.engine import clocksync, ring, shards, sql
-from durable_flows.errors import (
-    IllegalTransition,
-    InvalidEvent,
-    InvalidOption,
-    UnknownRun,
-    WrongDatabase,
-)
+from durable_flows.errors import InvalidEvent, WrongDatabase
 from durable_flows.registry import Flow, provide
 from durable_flows.rules import clock, events, keys, payload
 from durable_flows.rules.events import Encoded, Event
-from durable_flows.rules.states import RunState
+from durable_flows.rules.payload import Limits
 
 RunOf = Callable[[uuid.UUID], uuid.UUID]
+
+NEVER = 0  # the number, in the order of routing, of what is not routed: they begin at 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,76 +122,7 @@ def start(
     """The verb behind `Flow.start`."""
     run_of = partial(keys.flow_run_id, flow.id)
     data = {} if data is None else data
-    return str(run_of(_command(events.START, flow.id, data, run_of, user=user, key=key)))
-
-
-def cancel(run_id: str | uuid.UUID, *, reason: str = "") -> str:
-    """Ask for a run to be cancelled; joins the caller's transaction.
-
-    Code that is executing is not interrupted: its result is recorded, no new step starts, then the
-    run ends cancelled. A run that has ended by then stays as it is.
-
-    Args:
-        run_id: the run, also one that was started in this transaction.
-        reason: noted on the run.
-
-    Returns:
-        The run's id.
-
-    Raises:
-        UnknownRun: ``run_id`` is no run id.
-        InvalidOption: ``reason`` is no text.
-    """
-    run = _run_id(run_id)
-    if not isinstance(reason, str):
-        raise InvalidOption(f"cancel(): reason= is text, not {reason!r}")
-    _command(events.CANCEL, str(run), {"reason": reason} if reason else {}, lambda _: run)
-    return str(run)
-
-
-def retry(run_id: str | uuid.UUID) -> str:
-    """Ask for a failed run to go on from the step that failed; joins the caller's transaction.
-
-    Returns:
-        The run's id.
-
-    Raises:
-        UnknownRun: there is no such run.
-        IllegalTransition: the run has not failed.
-    """
-    run = _run_id(run_id)
-    row = models.Run.objects.using(conf.settings().DATABASE).filter(pk=run).only("state").first()
-    if row is None:
-        raise UnknownRun(f"there is no run {run}; was it purged, or its start rolled back?")
-    if row.state != RunState.FAILED:
-        raise IllegalTransition(row.state, RunState.QUEUED, "only a failed run can be retried")
-    _command(events.RETRY, str(run), {}, lambda _: run)
-    return str(run)
-
-
-def rerun(run_id: str | uuid.UUID) -> str:
-    """Ask for a new run of the same flow with the same event; joins the caller's transaction.
-
-    The old run stays as it is, and may be in any state. The flow's cancel rules hold for the new one
-    as well, for events that are newer than this command.
-
-    Returns:
-        The new run's id.
-
-    Raises:
-        UnknownRun: there is no such run, or it has been started but not been routed yet, as is the
-            case for one that was started in the same transaction.
-    """
-    run = _run_id(run_id)
-    rows = models.Run.objects.using(conf.settings().DATABASE).filter(pk=run)
-    flow_id = rows.values_list("flow", flat=True).first()
-    if flow_id is None:
-        raise UnknownRun(
-            f"there is no run {run}; was it purged, or its start rolled back? A run that was started "
-            "in this transaction is there when that has been committed and routed"
-        )
-    run_of = partial(keys.flow_run_id, flow_id)
-    return str(run_of(_command(events.RERUN, str(run), {}, run_of)))
+    return str(run_of(command(events.START, flow.id, data, run_of, user=user, key=key)))
 
 
 provide(start=start)
@@ -215,7 +142,7 @@ def invoke(
     Of a flow that was started or invoked with the same key before it is that command's id.
     """
     run_of = partial(keys.flow_run_id, flow_id)
-    return _command(events.INVOKE, flow_id, data, run_of, user=user, key=key, v=v, sender=sender)
+    return command(events.INVOKE, flow_id, data, run_of, user=user, key=key, v=v, sender=sender)
 
 
 def invoke_all(
@@ -247,19 +174,19 @@ def invoke_all(
 
 def decide(approval_id: uuid.UUID, said: dict[str, Any], *, run_id: uuid.UUID) -> bool:
     """Store the decision on an approval. Returns whether it is the first."""
-    event_id = _command(events.DECIDED, str(run_id), said, lambda _: run_id, key=str(approval_id))
+    event_id = command(events.DECIDED, str(run_id), said, lambda _: run_id, key=str(approval_id))
     rows = sql.execute("SELECT data FROM durable_flows_event WHERE id = %(id)s", {"id": event_id})
     return bool(payload.loads(rows[0][0]) == said)
 
 
 def tell_ends(run_ids: Sequence[uuid.UUID]) -> None:
     """Say, in the transaction that ends them, that these runs have ended."""
-    _command_all(events.ENDED, {run_id: {} for run_id in run_ids})
+    command_all(events.ENDED, {run_id: {} for run_id in run_ids})
 
 
 def cancel_all(reasons: Mapping[uuid.UUID, str]) -> None:
     """Ask for these runs to be cancelled, each for its reason."""
-    _command_all(events.CANCEL, {run_id: {"reason": why} for run_id, why in reasons.items()})
+    command_all(events.CANCEL, {run_id: {"reason": why} for run_id, why in reasons.items()})
 
 
 def tell_of_ends(told: Sequence[tuple[uuid.UUID, Encoded, Sender]]) -> None:
@@ -271,23 +198,57 @@ def tell_of_ends(told: Sequence[tuple[uuid.UUID, Encoded, Sender]]) -> None:
     sql.on_commit(ring.route)
 
 
-def _command(
+def command(
     name: str,
     target: str,
     data: dict[str, Any],
-    run_of: RunOf,
+    run_of: RunOf | None = None,
     *,
     sender: Sender | None = None,
+    shard: int | None = None,
+    limits: Limits | None = None,
     **fields: Any,
 ) -> uuid.UUID:
-    """Store a command; ``run_of`` tells the run that it is about from its own id."""
-    limits = conf.settings().event_limits
+    """Store a command. Returns its id.
+
+    Args:
+        name: what is asked.
+        target: the flow's, the run's or the event's id.
+        data: what it carries.
+        run_of: tells the run that it is about from its own id; by default it is the target.
+        sender: the run that asks.
+        shard: which router takes it, if that is not the run's.
+        limits: what it may carry, if that is not what an event may.
+        fields: `encode_command` knows them.
+
+    Raises:
+        InvalidEvent: it carries what cannot be stored.
+    """
+    limits = limits or conf.settings().event_limits
     encoded = events.encode_command(name, target, data, limits=limits, **fields)
-    return _insert([encoded], sender=sender or _here.get(), run_of=run_of)[0]
+    return _insert([encoded], sender=sender or _here.get(), run_of=run_of, shard=shard)[0]
 
 
-def _command_all(name: str, data: Mapping[uuid.UUID, dict[str, Any]]) -> None:
-    """Store commands about the runs that they are addressed to."""
+def store_for_one_run(encoded: Encoded, *, depth: int, sent_by: uuid.UUID | None) -> uuid.UUID:
+    """Store an event that is never routed: the run that is made for it finds it, and nobody else.
+
+    Its number in the order of routing is that of nothing: no look-back finds it.
+
+    Args:
+        encoded: the event; its target is the run that is done again with it.
+        depth: how many runs deep it stands.
+        sent_by: the run that sent the event that this one is an edition of.
+    """
+    check_database()
+    clocksync.synchronise()
+    now, event_id = clock.now(), uuid7()
+    sender = None if sent_by is None else Sender(run_id=sent_by, depth=depth)
+    _insert_rows([encoded], [event_id], now, [sender], None, delivered=True)
+    return event_id
+
+
+def command_all(name: str, data: Mapping[uuid.UUID, dict[str, Any]]) -> None:
+    """Store commands, each about the run that it is addressed to: run → what it carries."""
     limits = conf.settings().event_limits
     _insert(
         [
@@ -298,20 +259,24 @@ def _command_all(name: str, data: Mapping[uuid.UUID, dict[str, Any]]) -> None:
 
 
 def _insert(
-    encoded: Sequence[Encoded], *, sender: Sender | None = None, run_of: RunOf | None = None
+    encoded: Sequence[Encoded],
+    *,
+    sender: Sender | None = None,
+    run_of: RunOf | None = None,
+    shard: int | None = None,
 ) -> list[uuid.UUID]:
     if not encoded:
         return []
-    _check_database()
+    check_database()
     clocksync.synchronise()
     now = clock.now()
     ids = [uuid7() for _ in encoded]
     if any(event.key for event in encoded):
         with sql.atomic():  # a key without its event would drop the event for good
             ids = _dedupe(encoded, ids, now)
-            _insert_rows(encoded, ids, now, [sender] * len(ids), run_of)
+            _insert_rows(encoded, ids, now, [sender] * len(ids), run_of, shard=shard)
     else:
-        _insert_rows(encoded, ids, now, [sender] * len(ids), run_of)
+        _insert_rows(encoded, ids, now, [sender] * len(ids), run_of, shard=shard)
     sql.on_commit(ring.route)
     return ids
 
@@ -352,6 +317,9 @@ def _insert_rows(
     now: datetime,
     senders: Sequence[Sender | None],
     run_of: RunOf | None,
+    *,
+    shard: int | None = None,
+    delivered: bool = False,
 ) -> None:
     """Insert the events that are not there; each has a sender, or none."""
     by = dict(zip(ids, senders, strict=True))
@@ -372,9 +340,13 @@ def _insert_rows(
         "error": [""] * len(rows),
         "shard": [
             shards.number_of(str(run_of(id_)) if run_of else event.target or event.name)
+            if shard is None
+            else shard
             for id_, event in rows
         ],
     }
+    if delivered:
+        columns |= {"routed": [NEVER] * len(rows), "routed_at": [now] * len(rows)}
     computed = {"mark": sql.counter("routed")}
     if sql.postgres():
         computed["arrival"] = f"nextval('{sql.SEQUENCES['arrival']}')"
@@ -403,7 +375,7 @@ def _stored(ids: list[uuid.UUID]) -> set[uuid.UUID]:
     return {sql.uid(row[0]) for row in rows}
 
 
-def _check_database() -> None:
+def check_database() -> None:
     """A send beside the caller's transaction would not be undone with it: say so."""
     own = sql.connection()
     if own.in_atomic_block:
@@ -415,10 +387,3 @@ def _check_database() -> None:
                 f"are on {own.alias!r}: a rollback would not undo this; open "
                 f"transaction.atomic(using={own.alias!r}) around both"
             )
-
-
-def _run_id(value: Any) -> uuid.UUID:
-    try:
-        return value if isinstance(value, uuid.UUID) else uuid.UUID(str(value))
-    except ValueError:
-        raise UnknownRun(f"{value!r} is no run id: a run's id is a UUID") from None

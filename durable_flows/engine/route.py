@@ -31,16 +31,17 @@ from durable_flows.engine import (
     failpoints,
     fanout,
     lookback,
+    obey,
     quarantine,
     ring,
     settle,
     signatures,
     sql,
     stored,
+    withdraw,
 )
 from durable_flows.engine.shards import Shard, all_shards
 from durable_flows.engine.stored import Routed
-from durable_flows.errors import IllegalTransition, UnknownRun
 from durable_flows.models import Event, EventMatch
 from durable_flows.rules import causality, clock, events
 
@@ -225,6 +226,7 @@ def _take(hand: _Hand) -> None:
     events = [event for event in found if event not in guilty]
     hand.events = quarantine.first_innocent(events)
     hand.in_part = len(hand.events) < len(events)
+    hand.events = withdraw.take_back(hand.events)
 
 
 def _settle_hand(hand: _Hand, done: Routing) -> None:
@@ -248,7 +250,7 @@ def _settle_batch(part: Sequence[Routed], hand: _Hand, done: Routing) -> bool:
     with sql.atomic():
         hand.shard.wait_for_lock()
         batch, before = _still_in_hand(part, hand)
-        commands = [event for event in batch if event.name in _COMMANDS]
+        commands = obey.commands(batch)
         judge = conditions.Judge()
         found = settle.offer(batch, judge, before=before)
         if found.is_crowded and len(batch) > 1:
@@ -258,20 +260,23 @@ def _settle_batch(part: Sequence[Routed], hand: _Hand, done: Routing) -> bool:
         late = lookback.for_cancels(started, judge)
         over = children.over(batch)
         settle.lock_due(
-            {*found.run_ids, *(hit.run_id for hit in late), *_targets(commands), *over.parents}
+            {*found.run_ids, *(hit.run_id for hit in late), *obey.targets(commands), *over.parents}
         )
-        retried, refused = _obey(commands)
+        obeyed = obey.obey([command for command in commands if not obey.is_late(command)])
+        retried = obeyed.retried
         again = settle.offer(batch, judge, run_ids=retried) if retried else settle.Found()
         done.queues |= settle.resume(found) | settle.resume(again)
         parents, items = children.settle(over)
         done.queues |= settle.wake([*parents, *fanout.advance(items)])
+        late_commands = obey.obey([command for command in commands if obey.is_late(command)])
+        done.queues |= settle.wake(late_commands.skipped)
         cancel.by_rules([*found.cancels, *late, *again.cancels])
         judge.note()
         if found.is_crowded:
             broadcast.begin(batch[0])
             hand.broadcasts = True
         else:
-            _mark_routed(batch, refused)
+            _mark_routed(batch, {**obeyed.refused, **late_commands.refused})
             done.events += len(batch)
         failpoints.reach("before_routed_commit")
     return True
@@ -310,10 +315,6 @@ def _settle_piece(shard: Shard, pieces: broadcast.Pieces, done: Routing) -> bool
     done.batches += 1
     _ring(done)
     return True
-
-
-def _targets(commands: Sequence[Routed]) -> set[uuid.UUID]:
-    return {uuid.UUID(command.target) for command in commands}
 
 
 def _number(batch: Sequence[Routed]) -> list[Routed]:
@@ -400,29 +401,6 @@ def _backfill(starts: Sequence[admit.Start]) -> None:
     for name, paths, up_to in signatures.young(names, since):
         for found in stored.routed_between(name, since, up_to):
             _note_matches(found, {name: [paths]})
-
-
-_COMMANDS = frozenset({events.CANCEL, events.RETRY, events.RERUN})
-
-
-def _obey(commands: Sequence[Routed]) -> tuple[list[uuid.UUID], dict[uuid.UUID, str]]:
-    """Carry commands out, in order. Returns the runs that go on, and command → why it was refused."""
-    retried, refused = [], {}
-    for command in commands:
-        run_id = uuid.UUID(command.target)
-        try:
-            if command.name == events.CANCEL:
-                cancel.ask({run_id: command.event.data.get("reason") or f"command {command.id}"})
-            elif command.name == events.RERUN:  # the first transaction has started it
-                admit.check_rerun(command)
-            else:
-                admit.go_on(run_id, command)
-                retried.append(run_id)
-            failpoints.reach("command_obeyed", command.name)
-        except (IllegalTransition, UnknownRun) as error:
-            refused[command.id] = str(error)
-            logger.warning("command %s %s was refused: %s", command.name, command.id, error)
-    return retried, refused
 
 
 def _mark_routed(batch: Sequence[Routed], refused: Mapping[uuid.UUID, str]) -> None:

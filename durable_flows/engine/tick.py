@@ -12,6 +12,7 @@ from durable_flows.engine import (
     execute,
     failpoints,
     floors,
+    paced,
     ring,
     sql,
     stored,
@@ -40,6 +41,7 @@ def tick() -> bool:
     for queue in queues():
         keep_floor(queue)
         _ring_ahead(queue)
+    paced.carry_on()
     return True
 
 
@@ -49,8 +51,9 @@ def turn_by_hand() -> int:
     Returns:
         The number of events routed and slices executed.
     """
+    count = paced.carry_on()
     keep_floor_of_events()
-    count = route().events
+    count += route().events
     deadlines.serve()
     unpark_known()
     for queue in queues():

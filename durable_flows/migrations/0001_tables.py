@@ -35,6 +35,7 @@ class Migration(migrations.Migration):
                 ('shard', models.SmallIntegerField(db_default=0, default=0, help_text='Which router takes it.')),
                 ('attempts', models.SmallIntegerField(db_default=0, default=0, help_text='How often its routing was begun; negative: in pieces.')),
                 ('quarantined', models.BooleanField(db_default=False, default=False, help_text='Set aside, since its routing failed twice.')),
+                ('withdrawn', models.BooleanField(db_default=False, default=False, help_text='Taken back before it was delivered.')),
             ],
             options={
                 'permissions': [('reroute_event', 'Can have an event routed again')],
@@ -62,6 +63,7 @@ class Migration(migrations.Migration):
                 ('version', models.IntegerField(help_text='Of its flow; 0 if that has none, null until some process knows it.', null=True)),
                 ('queue', models.CharField(max_length=255)),
                 ('mark', models.BigIntegerField(help_text="Its trigger's number in the order of routing.")),
+                ('since', models.BigIntegerField(help_text='The mark of the run whose first steps it has taken over.', null=True)),
                 ('generation', models.IntegerField(default=0, help_text='How often it was retried.')),
                 ('depth', models.IntegerField(db_default=0, default=0, help_text='How many runs deep it is, one soon after the other.')),
                 ('lease', models.BigIntegerField(default=0, help_text='The last fencing token, once it has ended.')),
@@ -105,7 +107,7 @@ class Migration(migrations.Migration):
                 ('key', models.CharField(max_length=255)),
                 ('seq', models.IntegerField(help_text="Its place among the run's recorded steps.")),
                 ('kind', models.CharField(choices=[('run', 'run'), ('send', 'send'), ('sleep', 'sleep'), ('wait', 'wait'), ('invoke', 'invoke'), ('map', 'map'), ('race', 'race'), ('intent', 'intent'), ('undo', 'undo')], max_length=10)),
-                ('state', models.CharField(choices=[('done', 'done'), ('failed', 'failed')], max_length=10)),
+                ('state', models.CharField(choices=[('done', 'done'), ('failed', 'failed'), ('skipped', 'skipped')], max_length=10)),
                 ('output', models.TextField(help_text='JSON text.', null=True)),
                 ('error', models.TextField(help_text='JSON text.', null=True)),
                 ('until', models.DateTimeField(help_text='The end of a sleep, fixed when it began.', null=True)),
@@ -116,7 +118,7 @@ class Migration(migrations.Migration):
                 ('ended_at', models.DateTimeField()),
             ],
             options={
-                'constraints': [models.CheckConstraint(condition=models.Q(models.Q(('error__isnull', True), ('state', 'done')), models.Q(('error__isnull', False), ('state', 'failed')), _connector='OR'), name='step_fails_with_an_error')],
+                'constraints': [models.CheckConstraint(condition=models.Q(models.Q(('error__isnull', True), ('state__in', ['done', 'skipped'])), models.Q(('error__isnull', False), ('state', 'failed')), _connector='OR'), name='step_fails_with_an_error')],
             },
         ),
         migrations.CreateModel(
@@ -151,7 +153,7 @@ class Migration(migrations.Migration):
                 ('expires_at', models.DateTimeField()),
                 ('created_at', models.DateTimeField()),
                 ('settled_at', models.DateTimeField(null=True)),
-                ('outcome', models.CharField(choices=[('event', 'event'), ('timeout', 'timeout'), ('closed', 'closed'), ('completed', 'completed'), ('failed', 'failed'), ('cancelled', 'cancelled'), ('skipped', 'skipped')], default='', max_length=10)),
+                ('outcome', models.CharField(choices=[('event', 'event'), ('timeout', 'timeout'), ('closed', 'closed'), ('completed', 'completed'), ('failed', 'failed'), ('cancelled', 'cancelled'), ('skipped', 'skipped'), ('cut', 'cut')], default='', max_length=10)),
                 ('event', models.ForeignKey(db_constraint=False, db_index=False, null=True, on_delete=django.db.models.deletion.DO_NOTHING, related_name='+', to='durable_flows.event')),
             ],
             options={
@@ -216,6 +218,29 @@ class Migration(migrations.Migration):
                 ('run', models.ForeignKey(db_constraint=False, db_index=False, help_text='The run that it joined.', null=True, on_delete=django.db.models.deletion.DO_NOTHING, related_name='+', to='durable_flows.run')),
                 ('decided_at', models.DateTimeField()),
             ],
+        ),
+        migrations.CreateModel(
+            name='BulkAction',
+            fields=[
+                ('id', models.UUIDField(editable=False, primary_key=True, serialize=False)),
+                ('kind', models.CharField(choices=[('cancel', 'cancel'), ('replay', 'replay')], max_length=10)),
+                ('filters', models.TextField(help_text='JSON text: which runs.')),
+                ('reason', models.TextField(default='')),
+                ('created_by', models.TextField(default='', help_text='Who asks, for people.')),
+                ('rate', models.FloatField(help_text='Runs a second at most, on the average.', null=True)),
+                ('state', models.CharField(choices=[('running', 'running'), ('done', 'done'), ('cancelled', 'cancelled')], default='running', max_length=10)),
+                ('total', models.BigIntegerField(help_text='Runs that fitted when it was asked for.')),
+                ('seen', models.BigIntegerField(default=0, help_text='How many of them it has looked at.')),
+                ('done', models.BigIntegerField(default=0, help_text='For how many it has asked.')),
+                ('place', models.UUIDField(help_text='The last run that it has looked at.')),
+                ('next_at', models.DateTimeField(help_text='When it may go on.')),
+                ('created_at', models.DateTimeField()),
+                ('ended_at', models.DateTimeField(null=True)),
+            ],
+            options={
+                'indexes': [models.Index(condition=models.Q(('state', 'running')), fields=['next_at'], name='bulk_next')],
+                'constraints': [models.CheckConstraint(condition=models.Q(models.Q(('ended_at__isnull', True), ('state', 'running')), models.Q(models.Q(('state', 'running'), _negated=True), ('ended_at__isnull', False)), _connector='OR'), name='bulk_action_ends_when_it_is_over')],
+            },
         ),
         migrations.CreateModel(
             name='RunWarning',

@@ -21,6 +21,9 @@ RERUN = "flows/run.rerun"
 INVOKE = "flows/run.invoke"
 ENDED = "flows/run.ended"
 DECIDED = "flows/approval.decided"
+SKIP = "flows/run.skip"
+WITHDRAW = "flows/event.withdraw"
+STOP_BULK = "flows/bulk.cancel"
 
 NAME_LENGTH = 256
 ID_LENGTH = 255

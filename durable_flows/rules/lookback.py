@@ -30,9 +30,10 @@ class LookBack:
         has_acted: whether this branch has recorded an action.
     """
 
-    def __init__(self, trigger_mark: int) -> None:
+    def __init__(self, trigger_mark: int, since: int | None = None) -> None:
+        """Begin at the trigger, or at that of the run whose first steps this one has taken over."""
         self.trigger = Position(trigger_mark)
-        self.latest = self.eligible = self.trigger
+        self.latest = self.eligible = self.trigger if since is None else Position(since)
         self.has_acted = False
 
     def branch(self) -> LookBack:
@@ -45,10 +46,13 @@ class LookBack:
         """An action was recorded that began at ``began``: waits after it look back to there.
 
         Another entry since then is of an action that went on at the same time: the reply to the one that
-        began first must not be missed either.
+        began first must not be missed either. Actions that were taken over lie before the trigger; the
+        run's own look back to there at most: a reply to another run's action is none to them.
         """
         self.has_acted = True
-        if began is self.latest:  # as a rule
+        if began.mark < self.trigger.mark <= mark:
+            began = self.trigger
+        elif began is self.latest:  # as a rule
             self.eligible, self.latest = began, Position(mark)
             return
         alone = began.mark >= self.latest.mark

@@ -32,6 +32,7 @@ class StepState(StrEnum):
 
     DONE = "done"
     FAILED = "failed"
+    SKIPPED = "skipped"  # a sleep that was cut short
 
 
 class StepKind(StrEnum):
@@ -67,6 +68,22 @@ class WaitOutcome(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
     SKIPPED = "skipped"  # the run that it asked for was not admitted
+    CUT = "cut"  # short: somebody asked for it to be skipped
+
+
+class BulkKind(StrEnum):
+    """What a bulk action asks for, for each run that fits."""
+
+    CANCEL = "cancel"
+    REPLAY = "replay"
+
+
+class BulkState(StrEnum):
+    """How a bulk action stands."""
+
+    RUNNING = "running"
+    DONE = "done"
+    CANCELLED = "cancelled"
 
 
 class Verdict(StrEnum):

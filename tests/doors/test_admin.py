@@ -16,7 +16,19 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
-from durable_flows import CancelOn, Fixed, On, Retries, cancel, conf, flow, rerun, retry
+from durable_flows import (
+    CancelOn,
+    Fixed,
+    On,
+    Retries,
+    cancel,
+    conf,
+    flow,
+    rerun,
+    retry,
+    skip,
+    withdraw,
+)
 from durable_flows.admin import commands, reading, showing
 from durable_flows.admin import reroute as reroute_action
 from durable_flows.engine import claim, route
@@ -786,6 +798,24 @@ def test_too_many_events_at_once_are_refused(staff, set_aside, monkeypatch):
     response = reroute(staff, set_aside, send("nap/taken"))
     assert "Select fewer" in messages_of(response)[0]
     assert Event.objects.get(pk=set_aside).quarantined
+
+
+def test_what_was_skipped_withdrawn_or_edited_is_marked(staff):
+    run_id = started("nap/taken")
+    skip(run_id, "doze")
+    later = send("nap/taken", ts=clock.now() + timedelta(hours=1))
+    withdraw(later)
+    again = rerun(run_id, data={"edited": True})
+    drain()
+    assert "skipped" in text_of(staff, page_of(run_id))
+    shown = text_of(staff, EVENTS)
+    assert "withdrawn" in shown
+    assert "for one run" in shown
+    assert run_of(again).origin == run_id
+    for name, leads_to in (("flows/event.withdraw", later), ("flows/run.skip", run_id)):
+        command = Event.objects.get(name=name)
+        page = reverse("admin:durable_flows_event_change", args=[command.pk])
+        assert str(leads_to) in text_of(staff, page)
 
 
 def test_pending_waits_are_listed_with_their_runs_and_ended_ones_are_not(staff):

@@ -12,13 +12,16 @@ from typing import Any
 
 import pytest
 from django.core.management import CommandError, call_command
+from django.core.management.base import OutputWrapper
 
 from durable_flows import Event, Step, flow
 from durable_flows.engine import execute, ring
-from durable_flows.management import dev, embedded, rerouting, turns
+from durable_flows.management import bulk, dev, embedded, rerouting, turns
+from durable_flows.models import BulkAction, Run
 from durable_flows.models import Event as Stored
 from durable_flows.registry import registry
 from durable_flows.rules import clock
+from durable_flows.rules.states import BulkKind
 from durable_flows.testing import drain, run_of, runs_of, send
 from tests.servers import PostgresServer, free_port, postgres_server
 from tests.stories.project import DEAD_BROKER, Browser, Project, scratch_project
@@ -120,6 +123,126 @@ def test_reroute_does_nothing_if_one_of_the_events_is_not_set_aside(set_aside: l
 def test_reroute_takes_ids_or_all(arguments: list[str]) -> None:
     with pytest.raises(CommandError, match="ids, or say --all, and not both"):
         flows("reroute", *arguments)
+
+
+# -- cancel and replay -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def resting() -> list[str]:
+    """Three runs that sleep, and one that has failed."""
+
+    @flow("rests", on="a/b")
+    def rests(step: Step) -> None:
+        step.sleep("rest", "1 day")
+
+    @flow("fails", on="a/c", retries=0)
+    def fails() -> None:
+        raise ValueError("no money")
+
+    events = [send("a/b", {"n": n}) for n in range(3)]
+    send("a/c")
+    drain()
+    return events
+
+
+@pytest.mark.django_db
+def test_cancel_cancels_what_fits(resting: list[str]) -> None:
+    said = flows("cancel", "--flow", "rests", "--if", "event.data.n == 1", "--reason", "x", "--yes")
+    assert said.startswith("1 run fits\n")
+    assert said.endswith("done: asked for 1 run\n")
+    drain()
+    assert [run_of(event).state for event in resting] == ["started", "cancelled", "started"]
+    assert run_of(resting[1]).reason == "x"
+
+
+@pytest.mark.django_db
+def test_replay_does_what_fits_again(resting: list[str]) -> None:
+    assert "2 runs fit" not in flows("replay", "--dry-run")
+    said = flows("replay", "--reason-contains", "no money", "--rate", "100/s", "--yes")
+    assert said.endswith("done: asked for 1 run\n")
+    drain()
+    assert Run.objects.filter(flow="fails").count() == 2
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("subcommand", ["cancel", "replay"])
+def test_a_dry_run_only_counts(resting: list[str], subcommand: str) -> None:
+    count = "3 runs fit" if subcommand == "cancel" else "0 runs fit"
+    assert flows(subcommand, "--flow", "rests", "--dry-run") == f"{count}\n"
+    assert not BulkAction.objects.exists()
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(("answer", "count"), [("y", 3), ("", 0), ("n", 0)])
+def test_it_asks_first(
+    resting: list[str], monkeypatch: pytest.MonkeyPatch, answer: str, count: int
+) -> None:
+    asked: list[str] = []
+
+    def say(text: str) -> str:
+        asked.append(text)
+        return answer
+
+    monkeypatch.setattr(bulk.run, "__kwdefaults__", {"ask": say})
+    flows("cancel", "--flow", "rests")
+    assert asked == ["Cancel 3 runs? [y/N] "]
+    drain()
+    assert Run.objects.filter(state="cancelled").count() == count
+
+
+@pytest.mark.django_db
+def test_where_nobody_can_be_asked_it_says_so(resting: list[str]) -> None:
+    def nobody(_: str) -> str:
+        raise EOFError
+
+    options = {"flow": "rests", "state": None, "dry_run": False, "yes": False}
+    more = dict.fromkeys(["created_after", "created_before", "reason_contains", "if_"])
+    with pytest.raises(CommandError, match="say --yes"):
+        bulk.run(BulkKind.CANCEL, {**options, **more}, OutputWrapper(StringIO()), ask=nobody)
+
+
+@pytest.mark.django_db
+def test_who_interrupts_it_breaks_it_off(
+    resting: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "sleep", interrupt)
+    said = flows("cancel", "--flow", "rests", "--rate", "1/d", "--yes")
+    assert "is broken off; what it has asked for stays: 1 run" in said
+    drain()
+    assert BulkAction.objects.get().state == "cancelled"
+    assert Run.objects.filter(state="cancelled").count() == 1
+
+
+@pytest.mark.django_db
+def test_a_terminal_is_shown_a_bar(resting: list[str]) -> None:
+    class Terminal(StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    out = Terminal()
+    call_command("flows", "cancel", "--flow", "rests", "--yes", stdout=out)
+    assert f"[{'#' * 30}] 3 of 3, asked for 3" in out.getvalue()
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["cancel"], "would cancel every run"),
+        (["cancel", "--state", "failed"], "invalid choice"),
+        (["cancel", "--flow", "x", "--created-after", "soon"], "created_after="),
+        (["replay", "--if", "event.data."], "if_="),
+        (["replay", "--rate", "fast", "--yes", "--flow", "fails"], "rate= is a number for a time"),
+    ],
+)
+def test_what_means_nothing_is_refused(resting: list[str], arguments: list[str], said: str) -> None:
+    with pytest.raises(CommandError, match=said):
+        flows(*arguments)
+    assert not BulkAction.objects.exists()
 
 
 def test_dev_refuses_to_run_without_debug_and_says_what_to_do(settings: Any) -> None:

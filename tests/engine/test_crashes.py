@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,13 @@ from durable_flows import (
     Retries,
     Step,
     Timeouts,
+    bulk_progress,
     cancel,
+    cancel_all,
     flow,
+    rerun,
     retry,
+    withdraw,
 )
 from durable_flows.engine import execute, failpoints, finish, ring
 from durable_flows.engine.claim import claim
@@ -32,7 +37,7 @@ from durable_flows.errors import InvalidSetting
 from durable_flows.models import Due, Run, Wait
 from durable_flows.models import Event as StoredEvent
 from durable_flows.registry import registry
-from durable_flows.rules import events
+from durable_flows.rules import clock, events
 from durable_flows.testing import Crash, advance, crash_at, drain, run_of, runs_of, send
 
 pytestmark = pytest.mark.django_db
@@ -45,6 +50,7 @@ ELSEWHERE = {
     *("before_quarantine", "command_obeyed", "before_give_back", "given_back"),
     *("before_map_commit", "map_advanced"),  # with those of step.map
     *("children_cancelled", "tick_taken", "unparked"),
+    *("events_withdrawn", "history_taken_over", "before_bulk_commit", "bulk_carried_on"),
 }
 
 
@@ -203,6 +209,45 @@ def test_a_command_survives_a_router_that_dies_while_it_carries_it_out(command: 
     )
     assert (rested.state, rested.reason) == ("cancelled", "enough")
     assert not Due.objects.exists()
+
+
+@pytest.mark.parametrize("place", ["events_withdrawn", "history_taken_over"])
+def test_a_router_that_dies_while_it_admits_leaves_nothing_half_done(place: str) -> None:
+    @flow("acts", on="a/b")
+    def acts(step: Step) -> list[int]:
+        return [step.run("one", lambda: 1), step.run("two", lambda: 2)]
+
+    event = send("a/b")
+    drain()
+    late = send("a/b", ts=clock.now() + timedelta(hours=1))
+    withdraw(late)
+    second = rerun(run_of(event).id, from_step="two", output="given")
+    with crash_at(place) as crash:
+        advance("2h")
+    assert crash.happened
+    assert run_of(second).result == [1, "given"]
+    assert run_of(second).step_keys == ["one", "two"]
+    assert runs_of(late) == []
+    assert StoredEvent.objects.get(pk=late).withdrawn
+    assert Run.objects.count() == 2
+
+
+@pytest.mark.parametrize("place", ["before_bulk_commit", "bulk_carried_on"])
+def test_a_bulk_action_survives_whoever_carries_it_out(place: str) -> None:
+    @flow("rests", on="a/b")
+    def rests(step: Step) -> None:
+        step.sleep("rest", "1 day")
+
+    for _ in range(3):
+        send("a/b")
+    drain()
+    asked = cancel_all("rests", rate="1/s")
+    with crash_at(place, times=2) as crash:
+        advance("1 minute")
+    assert crash.count == 2
+    assert bulk_progress(asked).done == 3
+    assert StoredEvent.objects.filter(name=events.CANCEL).count() == 3
+    assert set(Run.objects.values_list("state", flat=True)) == {"cancelled"}
 
 
 def test_the_children_of_a_cancelled_run_are_cancelled_though_the_router_dies_meanwhile() -> None:

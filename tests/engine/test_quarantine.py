@@ -11,7 +11,7 @@ import pytest
 from django.db import OperationalError, ProgrammingError
 
 from durable_flows import On, Step, flow
-from durable_flows.engine import failpoints, ingest, quarantine, sql
+from durable_flows.engine import commands, failpoints, quarantine, sql
 from durable_flows.engine.route import route
 from durable_flows.models import Event as Stored
 from durable_flows.rules import clock, events, expressions
@@ -49,7 +49,7 @@ def spoilt_event(event_id: str) -> str:
 
 def spoilt_command() -> str:
     """Nobody can read its data: carrying it out raises in the second transaction."""
-    ingest.cancel("0198c1f2-0000-8000-8000-000000000000")
+    commands.cancel("0198c1f2-0000-8000-8000-000000000000")
     command = Stored.objects.get(name=events.CANCEL)
     Stored.objects.filter(pk=command.pk).update(data="{")
     return str(command.pk)

@@ -116,3 +116,21 @@ def test_a_branch_that_has_only_waited_moves_nothing(looking):
     branch.slept(9, NOON)
     looking.joined(branch, looking.latest)
     assert (looking.eligible, looking.latest) == (Position(5), Position(9))
+
+
+def test_what_was_taken_over_looks_back_to_where_it_was_done():
+    """Its entries are those of another run, and older than this one's trigger."""
+    looking = LookBack(5, since=1)
+    looking.acted(looking.latest, 2)
+    assert looking.eligible == Position(1)
+    looking.acted(looking.latest, 3)
+    assert looking.eligible == Position(2)
+
+
+def test_an_action_after_what_was_taken_over_looks_back_to_the_trigger():
+    looking = LookBack(5, since=1)
+    looking.acted(looking.latest, 3)
+    looking.acted(looking.latest, 6)
+    assert looking.eligible == Position(5)
+    looking.acted(looking.latest, 8)
+    assert looking.eligible == Position(6)

@@ -9,9 +9,10 @@ from uuid import UUID
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from durable_flows.management import dev, embedded, rerouting, turns
+from durable_flows.management import bulk, dev, embedded, rerouting, turns
 from durable_flows.management.arguments import an_id, at_least_one, positive
 from durable_flows.rules import clock
+from durable_flows.rules.states import BulkKind
 
 TICK = """Route the events that were sent and execute the runs that are due, here and now. Needs no
 broker and no worker. Without --loop it does so once and ends, for a cron job for instance; with
@@ -32,17 +33,19 @@ class Command(BaseCommand):
 
     help = (
         "Runs durable flows without Celery: by hand (tick), or with a web server (dev); has events that "
-        "were set aside routed again (reroute)."
+        "were set aside routed again (reroute); cancels or does again all runs that fit (cancel, replay)."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Declare the subcommands."""
         commands = parser.add_subparsers(
-            dest="subcommand", required=True, metavar="{tick,dev,reroute}"
+            dest="subcommand", required=True, metavar="{tick,dev,reroute,cancel,replay}"
         )
         _add_tick(commands)
         _add_dev(commands)
         _add_reroute(commands)
+        _add_bulk(commands, BulkKind.CANCEL, "cancel all runs that fit", bulk.CANCEL)
+        _add_bulk(commands, BulkKind.REPLAY, "do all runs that fit again", bulk.REPLAY)
 
     def get_check_kwargs(self, options: dict[str, Any]) -> Any:
         """For ``dev`` the web server checks, in each of its processes."""
@@ -56,6 +59,9 @@ class Command(BaseCommand):
             self.tick(loop=options["loop"], interval=options["interval"])
         elif subcommand == "reroute":
             self.reroute(options["events"], everything=options["everything"])
+        elif subcommand in (BulkKind.CANCEL, BulkKind.REPLAY):
+            self._require_tables()
+            bulk.run(BulkKind(subcommand), options, self.stdout)
         else:
             self.dev(
                 options["addrport"],
@@ -140,6 +146,10 @@ def _add_reroute(commands: Any) -> None:
     reroute.add_argument(
         "--all", action="store_true", dest="everything", help="all that were set aside"
     )
+
+
+def _add_bulk(commands: Any, kind: BulkKind, help: str, description: str) -> None:
+    bulk.add_arguments(commands.add_parser(kind.value, help=help, description=description), kind)
 
 
 def _add_dev(commands: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import time
+from datetime import timedelta
 from typing import Any
 
 from durable_flows import (
@@ -17,10 +18,15 @@ from durable_flows import (
     Run,
     Step,
     Timeouts,
+    cancel_all,
     flow,
+    rerun,
     retry,
+    send,
+    withdraw,
 )
 from durable_flows.models import Run as RunRow
+from durable_flows.rules import clock
 from tests.chaos.errands import witness
 
 SOON = Retries(20, backoff=Fixed("0.2s"))
@@ -175,6 +181,37 @@ def mender(event: Event, step: Step) -> None:
         retry(found.pk)
 
     step.run("mend", mend)
+
+
+@flow("redone", on="trip/redo", retries=SOON)
+def redone(event: Event, step: Step, run: Run) -> int:
+    """Is done again from its second step."""
+    step.run("pack", witness.do, run.id, "pack")
+    step.run("unpack", witness.do, run.id, "unpack")
+    return int(event.data["trip"])
+
+
+@flow("redoer", on="trip/redo", retries=SOON)
+def redoer(event: Event, step: Step) -> None:
+    """Has the one of the same event done again, and thinks better of an event."""
+
+    def redo() -> None:
+        found = RunRow.objects.filter(flow="redone", event_id=event.public_id, state="completed")
+        for origin in found:
+            rerun(origin.pk, from_step="unpack")
+            (later,) = send("trip/redo", event.data, ts=clock.now() + timedelta(hours=1))
+            withdraw(later)
+            cancel_all("superfluous", if_=f"event.data.trip == {event.data['trip']}")
+            return
+        raise ConnectionError("not done yet")
+
+    step.run("redo", redo, atomic=True)
+
+
+@flow("superfluous", on="trip/redo")
+def superfluous(step: Step) -> None:
+    """Is cancelled with all its kind."""
+    step.sleep("rest", "1h")
 
 
 @flow("heavy", on="trip/heavy", retries=SOON)

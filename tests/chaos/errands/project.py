@@ -198,7 +198,7 @@ class Project:
             "SELECT s.run_id, s.key, 1 + r.generation + (SELECT count(*) "
             "FROM durable_flows_attempt a WHERE a.run_id = s.run_id AND a.key = s.key) "
             "FROM durable_flows_step s JOIN durable_flows_run r ON r.id = s.run_id "
-            "WHERE s.kind = 'run' AND r.flow <> 'mender'"
+            "WHERE s.kind = 'run' AND s.lease > 0 AND r.flow NOT IN ('mender', 'redoer')"
         )
         recorded = {(str(run), step): int(n) for run, step, n in rows}
         done = Counter((run, step) for run, step in self.seen() if step != "mended")
@@ -242,6 +242,10 @@ def expected_ends(trips: int) -> Counter[tuple[Any, ...]]:
             ends["broken/on-failure", "completed", "null"] += 1
             ends["mender", "completed", "null"] += 1
             ends["asker", "completed", "true"] += 1
+        else:
+            ends["redone", "completed", str(trip)] += 2
+            ends["redoer", "completed", "null"] += 1
+            ends["superfluous", "cancelled", ""] += 1
         if trip % 3 == 0:
             ends["doomed", "cancelled", ""] += 1
             ends["late", "cancelled", ""] += 1

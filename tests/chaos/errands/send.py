@@ -28,6 +28,8 @@ def send_errands(trip: int) -> None:
     send("trip/called", data)
     if trip % 2 == 0:
         send("trip/broken", data)
+    else:
+        send("trip/redo", data)
     if trip % 3 == 0:
         send("trip/quit", data)
         send("trip/doomed", {**data, "doomed": trip})

@@ -14,6 +14,7 @@ from tests.races.scenarios import (
     maps,
     sagas,
     steals,
+    steering,
     tellings,
     waits,
 )
@@ -32,6 +33,7 @@ ALL: dict[str, Recipe] = {
         branches,
         sagas,
         approvals,
+        steering,
         tellings,
     )
     for recipe in module.RACES

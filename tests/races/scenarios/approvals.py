@@ -83,7 +83,7 @@ def decision_against_decision() -> Scenario:
     def unkeyed(name: str, target: str, data: object, run_of: object, **options: object) -> object:
         return command(name, target, data, run_of, **{**options, "key": None})  # type: ignore[arg-type]
 
-    command = ingest._command
+    command = ingest.command
     return Scenario(
         stage=stage,
         actors=[("ada", deciding("ada")), ("bob", deciding("bob"))],
@@ -93,7 +93,7 @@ def decision_against_decision() -> Scenario:
         twins=[
             Twin(
                 without="a key by which the second one finds the first",
-                patch=partial(patch.object, ingest, "_command", unkeyed),
+                patch=partial(patch.object, ingest, "command", unkeyed),
             ),
         ],
     )

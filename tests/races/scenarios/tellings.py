@@ -158,7 +158,7 @@ def told_end_repeated_against_retry() -> Scenario:
         run = claimed("a/b")
         ending = execute.execute(run, History())
         assert isinstance(ending, finish.Ending)
-        ingest._command(events.RETRY, str(run.run_id), {}, lambda _: run.run_id)
+        ingest.command(events.RETRY, str(run.run_id), {}, lambda _: run.run_id)
         return Broken(ending)
 
     def end_twice(broken: Broken) -> None:

@@ -1,0 +1,308 @@
+"""Commands about runs and events that are there: validated, and inserted as rows.
+
+Each joins the caller's transaction, as `ingest` does, and is carried out by the router: see `obey`.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from durable_flows import conf, models
+from durable_flows.engine import ingest
+from durable_flows.errors import (
+    IllegalTransition,
+    InvalidOption,
+    RunHasEnded,
+    UnknownEvent,
+    UnknownRun,
+    UnknownStep,
+)
+from durable_flows.rules import clock, events, keys, payload
+from durable_flows.rules.events import Event
+from durable_flows.rules.states import TERMINAL, RunState, StepKind, WaitKind
+
+STEPS_NAMED = 20  # in an error, of those that a run has recorded
+
+
+def cancel(run_id: str | uuid.UUID, *, reason: str = "") -> str:
+    """Ask for a run to be cancelled; joins the caller's transaction.
+
+    Code that is executing is not interrupted: its result is recorded, no new step starts, then the
+    run ends cancelled. A run that has ended by then stays as it is.
+
+    Args:
+        run_id: the run, also one that was started in this transaction.
+        reason: noted on the run.
+
+    Returns:
+        The run's id.
+
+    Raises:
+        UnknownRun: ``run_id`` is no run id.
+        InvalidOption: ``reason`` is no text.
+    """
+    run = _run_id(run_id)
+    return _ask(events.CANCEL, run, _because("cancel", reason))
+
+
+def retry(run_id: str | uuid.UUID, *, reason: str = "") -> str:
+    """Ask for a failed run to go on from the step that failed; joins the caller's transaction.
+
+    Args:
+        run_id: the run.
+        reason: why, or who asks; noted on the command.
+
+    Returns:
+        The run's id.
+
+    Raises:
+        UnknownRun: there is no such run.
+        IllegalTransition: the run has not failed.
+        InvalidOption: ``reason`` is no text.
+    """
+    run, data = _run_id(run_id), _because("retry", reason)
+    row = _runs().filter(pk=run).only("state").first()
+    if row is None:
+        raise UnknownRun(f"there is no run {run}; was it purged, or its start rolled back?")
+    if row.state != RunState.FAILED:
+        raise IllegalTransition(row.state, RunState.QUEUED, "only a failed run can be retried")
+    return _ask(events.RETRY, run, data)
+
+
+def skip(run_id: str | uuid.UUID, step: str, *, reason: str = "") -> str:
+    """Ask for a sleep, a wait or the delay before an attempt to be over now.
+
+    Joins the caller's transaction. A sleep ends when this is carried out. A wait, for an event or for
+    an invoked run, ends as by its timeout. A step that is to be tried again is tried at once.
+
+    Args:
+        run_id: the run.
+        step: the key of the step at which it sleeps or waits; of code between steps ``after:`` and the
+            key of the step before it.
+        reason: why, or who asks; noted on the command.
+
+    Returns:
+        The run's id. If the run neither sleeps nor waits there when this is carried out, it is
+        refused, with the reason on its row among the events.
+
+    Raises:
+        UnknownRun: there is no such run.
+        RunHasEnded: it has ended.
+        InvalidOption: ``step`` is no step's key, or ``reason`` no text.
+    """
+    run, data = _run_id(run_id), _because("skip", reason)
+    _check_key("skip", step)
+    state = _runs().filter(pk=run).values_list("state", flat=True).first()
+    if state is None:
+        raise UnknownRun(_not_there(run))
+    if state in TERMINAL:
+        raise RunHasEnded(run, state)
+    return _ask(events.SKIP, run, {**data, "step": step})
+
+
+def withdraw(event_id: str | uuid.UUID, *, reason: str = "") -> bool:
+    """Ask for an event that lies in the future not to be delivered; joins the caller's transaction.
+
+    The event is kept, and marked. Its own ``id``, if it has one, stays taken.
+
+    Args:
+        event_id: the public id, as `send` returned it.
+        reason: why, or who asks; noted on the command.
+
+    Returns:
+        Whether the event is still to come. If so it is not delivered, provided that this transaction
+        is committed before the event's ``ts``; a withdrawal that comes too late is refused, with the
+        reason on its row among the events. False: it was delivered or withdrawn before.
+
+    Raises:
+        UnknownEvent: there is no such event.
+        InvalidOption: ``reason`` is no text.
+    """
+    data, event = _because("withdraw", reason), _uuid(event_id)
+    row = None
+    if event is not None:
+        rows = models.Event.objects.using(conf.settings().DATABASE).filter(pk=event, target="")
+        row = rows.only("deliver_at", "routed_at", "shard").first()
+    if row is None:
+        raise UnknownEvent(
+            f"there is no event {event_id}; was it purged, or its sending rolled back?"
+        )
+    if row.routed_at is not None or row.deliver_at <= clock.now():
+        return False
+    ingest.command(events.WITHDRAW, str(row.pk), data, shard=row.shard)
+    return True
+
+
+def rerun(
+    run_id: str | uuid.UUID,
+    *,
+    from_step: str | None = None,
+    data: dict[str, Any] | None = None,
+    output: Any = ...,
+    reason: str = "",
+) -> str:
+    """Ask for a new run of the same flow with the same event; joins the caller's transaction.
+
+    The old run stays as it is, and may be in any state. The flow's cancel rules hold for the new one
+    as well, for events that are newer than this command.
+
+    Args:
+        run_id: the run that is to be done again.
+        from_step: the key of a step. What was recorded before it is taken over, and executed again is
+            that step and what follows. By default everything is executed again.
+        data: what the new run's handler finds in ``event.data``, in place of what the event has.
+        output: with ``from_step``: what that step has come to, which is then not executed. Of a wait
+            an `Event`, or None for its timeout.
+        reason: why, or who asks; noted on the command.
+
+    Returns:
+        The new run's id.
+
+    Raises:
+        UnknownRun: there is no such run, or it has been started but not been routed yet, as is the
+            case for one that was started in the same transaction.
+        UnknownStep: the run has never come to ``from_step``.
+        InvalidPayload: ``output`` is no JSON value, or too large: with a JSON pointer to what is wrong.
+        InvalidEvent: the same of ``data``.
+        InvalidOption: ``output`` without ``from_step``, or for a sleep, which has none; ``reason`` is
+            no text.
+    """
+    run, asked = _run_id(run_id), _because("rerun", reason)
+    row = _runs().filter(pk=run).only("flow", "event_id").first()
+    if row is None:
+        raise UnknownRun(_not_there(run))
+    if from_step is not None:
+        place = _Place.of(run, from_step)
+        asked |= {"from_step": from_step, "before": place.seq}
+        if output is not ...:
+            asked |= {"kind": place.kind, "output": _encoded(output, place)}
+    elif output is not ...:
+        raise InvalidOption("rerun(): output= is that of a step: name it with from_step=")
+    if data is not None:
+        asked["event"] = str(_edited(row, data))
+    run_of = partial(keys.flow_run_id, row.flow)
+    limits = conf.settings()
+    # The text of an output inside a text: twice as long at most.
+    room = replace(
+        limits.event_limits, max_bytes=limits.MAX_EVENT_BYTES + 2 * limits.MAX_RESULT_BYTES
+    )
+    command_id = ingest.command(events.RERUN, str(run), asked, run_of=run_of, limits=room)
+    return str(run_of(command_id))
+
+
+# -- a step of a run that is done again --------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    """A step that a run has come to.
+
+    Attributes:
+        key: its key.
+        seq: its place among the recorded steps, or that which it would have had.
+        kind: which tool.
+    """
+
+    key: str
+    seq: int
+    kind: str
+
+    @classmethod
+    def of(cls, run: uuid.UUID, key: str) -> _Place:
+        """Where this step stands. Raises `UnknownStep`."""
+        _check_key("rerun", key)
+        using = conf.settings().DATABASE
+        steps = models.Step.objects.using(using).filter(run=run)
+        recorded = dict(steps.order_by("seq").values_list("key", "seq"))
+        if key in recorded:
+            (kind,) = steps.filter(key=key).values_list("kind", flat=True)
+            return cls(key=key, seq=recorded[key], kind=kind)
+        after = max(recorded.values(), default=0) + 1
+        waits = models.Wait.objects.using(using).filter(run=run, key=key)
+        for kind in waits.exclude(kind=WaitKind.CANCEL).values_list("kind", flat=True):
+            is_event = kind == WaitKind.STEP
+            return cls(key=key, seq=after, kind=StepKind.WAIT if is_event else StepKind.INVOKE)
+        if models.Attempt.objects.using(using).filter(run=run, key=key).exists():
+            return cls(key=key, seq=after, kind=StepKind.RUN)
+        named = ", ".join(map(repr, list(recorded)[:STEPS_NAMED])) or "none"
+        more = ", …" if len(recorded) > STEPS_NAMED else ""
+        raise UnknownStep(
+            key, f"run {run} has not come to a step {key!r}; it has recorded {named}{more}"
+        )
+
+
+def _encoded(output: Any, place: _Place) -> str | None:
+    """What a step is said to have come to, as JSON text."""
+    if place.kind == StepKind.SLEEP:
+        raise InvalidOption(f"rerun(): step {place.key!r} is a sleep, which has no output")
+    limits = conf.settings()
+    if place.kind == StepKind.WAIT and output is not None:
+        if not isinstance(output, Event):
+            raise InvalidOption(
+                f"rerun(): step {place.key!r} waits for an event: output= is an Event, or None for "
+                f"its timeout, not {output!r}"
+            )
+        events.encode(output, limits=limits.event_limits, pointer="/output")
+        output = replace(output, ts=output.ts or clock.now()).as_dict()
+    if place.kind == StepKind.WAIT and output is None:
+        return None
+    return payload.dumps(output, limits=limits.result_limits, pointer="/output")
+
+
+def _edited(row: models.Run, data: dict[str, Any]) -> uuid.UUID:
+    """Store the run's event with other data, for a new run alone. Returns its id."""
+    using = conf.settings().DATABASE
+    event = models.Event.objects.using(using).defer("data").filter(pk=row.event_id).first()
+    if event is None:
+        raise UnknownRun(f"the event of run {row.pk} is no longer kept")
+    limits = conf.settings().event_limits
+    encoded = events.encode_command(event.name, str(row.pk), data, limits=limits)
+    whole = replace(encoded, user=event.user, key=event.key, ts=event.ts, v=event.v)
+    return ingest.store_for_one_run(whole, depth=event.depth, sent_by=event.sender)
+
+
+# -- what they have in common ------------------------------------------------------------------
+
+
+def _ask(name: str, run: uuid.UUID, data: dict[str, Any]) -> str:
+    ingest.command(name, str(run), data)
+    return str(run)
+
+
+def _because(what: str, reason: Any) -> dict[str, Any]:
+    if not isinstance(reason, str):
+        raise InvalidOption(f"{what}(): reason= is text, not {reason!r}")
+    return {"reason": reason} if reason else {}
+
+
+def _check_key(what: str, step: Any) -> None:
+    if not isinstance(step, str) or not 1 <= len(step) <= 255 or not step.isprintable():
+        raise InvalidOption(f"{what}(): a step's key is text of 1 to 255 characters, not {step!r}")
+
+
+def _runs() -> Any:
+    return models.Run.objects.using(conf.settings().DATABASE)
+
+
+def _not_there(run: uuid.UUID) -> str:
+    return (
+        f"there is no run {run}; was it purged, or its start rolled back? A run that was started "
+        "in this transaction is there when that has been committed and routed"
+    )
+
+
+def _run_id(value: Any) -> uuid.UUID:
+    run = _uuid(value)
+    if run is None:
+        raise UnknownRun(f"{value!r} is no run id: a run's id is a UUID")
+    return run
+
+
+def _uuid(value: Any) -> uuid.UUID | None:
+    try:
+        return value if isinstance(value, uuid.UUID) else uuid.UUID(str(value))
+    except ValueError:
+        return None
