@@ -50,4 +50,4 @@ def test_a_state_as_stored_is_a_state():
 def test_ends_and_leases_and_actions():
     assert {"completed", "failed", "cancelled"} == TERMINAL
     assert set(HELD) == {DueState.RUNNING, DueState.CANCELLING}
-    assert {StepKind.RUN, StepKind.SEND, StepKind.INVOKE} == ACTIONS
+    assert {StepKind.RUN, StepKind.SEND, StepKind.INVOKE, StepKind.MAP} == ACTIONS
