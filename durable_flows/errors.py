@@ -325,6 +325,10 @@ class BranchGone(NonRetriableError):
     """The branch that has decided a race is no more in the code."""
 
 
+class DeterminismError(NonRetriableError):
+    """The code does not fit what is recorded of the run."""
+
+
 class VersionGone(NonRetriableError):
     """The version of its flow that has started a run is no more in the code; the run is parked."""
 
@@ -362,6 +366,18 @@ class Suspend(BaseException):
 
 class LeaseLost(BaseException):
     """Another worker has taken the run over; this slice stops and writes nothing more."""
+
+
+class Diverged(BaseException):
+    """The code does not fit what is recorded; the slice ends here and the run is parked.
+
+    Attributes:
+        error: what does not fit.
+    """
+
+    def __init__(self, error: DeterminismError, /) -> None:
+        self.error = error
+        super().__init__(str(error))
 
 
 class HandBack(BaseException):

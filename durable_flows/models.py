@@ -181,6 +181,9 @@ class Due(models.Model):
     lease = models.BigIntegerField(default=0, help_text="The fencing token; it never goes down.")
     claims = models.IntegerField(default=0, help_text="Claims in a row that did not end.")
     nudged = models.BooleanField(default=False, help_text="Woken while it was running.")
+    parked_by = models.CharField(
+        max_length=64, default="", db_default="", help_text="Which code could not go on with it."
+    )
 
     class Meta:
         verbose_name_plural = "due"

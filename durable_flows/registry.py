@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import CodeType
 from typing import Any
 
 from durable_flows.errors import (
@@ -53,6 +54,7 @@ class Flow:
         cancel_on: events that cancel its unfinished runs.
         retries: the policy of its steps and of the code between them.
         timeouts: how long its runs may take, if that is limited.
+        strict: a run whose records do not fit the handler is parked.
         version: of several flows of this id the highest starts new runs; 0: it was given none.
         queue: the Celery queue its runs execute on; empty: the project's default.
         parameters: which of `PARAMETERS` the handler takes.
@@ -65,6 +67,7 @@ class Flow:
     cancel_on: tuple[CancelOn, ...] = ()
     retries: Retries = field(default_factory=Retries)
     timeouts: Timeouts | None = None
+    strict: bool = False
     version: int = 0
     queue: str = ""
     parameters: frozenset[str] = frozenset()
@@ -345,11 +348,15 @@ class Registry:
 
     @property
     def described(self) -> dict[str, dict[str, list[str]]]:
-        """What this process can do, ready for JSON: flow id → version → its triggers."""
+        """What this process can do, ready for JSON: flow id → version → its triggers.
+
+        After those of a strict flow comes what tells its handler's code from others.
+        """
         found: dict[str, dict[str, list[str]]] = {}
         for flow in self:
             triggers = sorted(str(trigger) for trigger in flow.on)
-            found.setdefault(flow.id, {})[str(flow.version)] = triggers
+            code = [f"code {fingerprint(flow.handler)}"] if flow.strict else []
+            found.setdefault(flow.id, {})[str(flow.version)] = triggers + code
         return found
 
     @property
@@ -401,6 +408,23 @@ def _is_same(one: Handler, other: Handler) -> bool:
     return bool(code == getattr(other, "__code__", other))
 
 
+def fingerprint(handler: Handler) -> str:
+    """Text that tells a function's code from other code; that of functions it calls is not looked at."""
+    code = getattr(inspect.unwrap(handler), "__code__", None)
+    said = handler.__qualname__ if code is None else _said(code)
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
+def _said(value: Any) -> str:
+    """A constant of some code, or the code itself, in words that are the same in every process."""
+    if isinstance(value, CodeType):
+        parts = [value.co_code.hex(), *value.co_names, *map(_said, value.co_consts)]
+        return f"({' '.join(parts)})"
+    if isinstance(value, frozenset):
+        return f"{{{' '.join(sorted(map(_said, value)))}}}"
+    return f"({' '.join(map(_said, value))})" if isinstance(value, tuple) else repr(value)
+
+
 registry = Registry()
 
 _verbs: dict[str, Callable[..., Any]] = {}
@@ -427,6 +451,7 @@ def flow(
     cancel_on: CancelOn | Sequence[CancelOn] = (),
     retries: int | Retries | None = None,
     timeouts: Timeouts | None = None,
+    strict: bool = False,
     version: int | None = None,
     queue: str = "",
     on_failure: Handler | None = None,
@@ -443,6 +468,8 @@ def flow(
         retries: attempts after the first, of each step and of each stretch of code between steps:
             a number from 0 to 20, or a `Retries` policy. Default 4.
         timeouts: how long a run may take to begin, and to end: it is cancelled then.
+        strict: park a run, with a `DeterminismError`, where the code comes to a new step before
+            recorded ones, or to its end without them. Otherwise that is noted on the run.
         version: a number from 1. Flows of one id and different versions stand side by side: the
             highest starts new runs, and a run stays with the one that has started it. A flow
             without a version is older than all that have one.
@@ -465,6 +492,7 @@ def flow(
             cancel_on=_cancels(id, cancel_on),
             retries=_retries(id, retries),
             timeouts=_timeouts(id, timeouts),
+            strict=_strict(id, strict),
             version=_version(id, version),
             queue=_queue(id, queue),
             parameters=_parameters(id, handler),
@@ -546,6 +574,12 @@ def _timeouts(id: str, timeouts: Any) -> Timeouts | None:
             f"flow {id!r}: timeouts= takes Timeouts(start=…, finish=…), not {timeouts!r}"
         )
     return timeouts
+
+
+def _strict(id: str, strict: Any) -> bool:
+    if not isinstance(strict, bool):
+        raise InvalidOption(f"flow {id!r}: strict= is True or False, not {strict!r}")
+    return strict
 
 
 def _version(id: str, version: Any) -> int:

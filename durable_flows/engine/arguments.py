@@ -20,7 +20,7 @@ from durable_flows.rules.options import Awaited, check_awaited_name, longest_wai
 ID_LENGTH = 200
 MOST_ITEMS = 10_000  # of one step.map
 _RESERVED_ID = re.compile(
-    r"after:.*|.*#(\d+|intent|undo)|(parallel|race|task)(#\d+)?\[\d+\]/.*", re.DOTALL
+    r"(after|patched):.*|.*#(\d+|intent|undo)|(parallel|race|task)(#\d+)?\[\d+\]/.*", re.DOTALL
 )
 
 
@@ -161,7 +161,8 @@ def check_step_id(id: object) -> None:
     if _RESERVED_ID.fullmatch(id):
         raise InvalidOption(
             f"step id {id!r}: the engine itself marks repetitions with '#2', code after a step with "
-            "'after:', and branches with 'parallel[0]/' and the like; choose another id"
+            "'after:', changes with 'patched:', and branches with 'parallel[0]/' and the like; choose "
+            "another id"
         )
 
 

@@ -158,12 +158,22 @@ def may_route() -> tuple[str, dict[str, Any]]:
     """
     if not _takes_part:
         return "true", {}
-    newest = (
+    digest, params = newest()
+    return f"{digest} = %(digest)s", params
+
+
+def newest() -> tuple[str, dict[str, Any]]:
+    """The digest of the newest live deployment as an SQL expression, with its parameters.
+
+    To a process that takes no part its own is the newest.
+    """
+    if not _takes_part:
+        return "%(digest)s", {"digest": registry.digest}
+    found = (
         f"SELECT d.digest FROM durable_flows_deployment d WHERE {_alive('d')} "
         "ORDER BY d.first_seen_at DESC, d.digest DESC LIMIT 1"
     )
-    params = {"digest": registry.digest, **_bounds(clock.now())}
-    return f"coalesce(({newest}), %(digest)s) = %(digest)s", params
+    return f"coalesce(({found}), %(digest)s)", {"digest": registry.digest, **_bounds(clock.now())}
 
 
 def known_flows() -> set[tuple[str, int]]:

@@ -42,6 +42,7 @@ from durable_flows.engine.suspend import (
     HandedBack,
     Lost,
     Outcome,
+    Parked,
     Sleeping,
     Unknown,
     cancelled,
@@ -50,6 +51,7 @@ from durable_flows.engine.suspend import (
 from durable_flows.engine.tools import Run, Step, Undoing
 from durable_flows.errors import (
     CancelAsked,
+    Diverged,
     HandBack,
     InvalidPayload,
     LeaseLost,
@@ -183,7 +185,7 @@ def execute(claimed: Claim, history: History) -> Outcome:
     if claimed.is_suspect and (deaths := _deaths(claimed, history)) >= _most_deaths():
         return _poisonous(claimed, history, deaths)
     sender = _sender(claimed)
-    journal = _journal(claimed, history, sender)
+    journal = _journal(flow, claimed, history, sender)
     try:
         with ingest.sending_as(sender):
             if claimed.cancelling or missed or journal.find(UNDOING):
@@ -193,9 +195,11 @@ def execute(claimed: Claim, history: History) -> Outcome:
         return Lost()
     except HandBack:
         return HandedBack(has_undo=bool(journal.intents), undoes=journal.undoes)
+    except Diverged as signal:
+        return Parked(signal.error, has_undo=bool(journal.intents))
 
 
-def _journal(claimed: Claim, history: History, sender: ingest.Sender) -> Journal:
+def _journal(flow: Flow, claimed: Claim, history: History, sender: ingest.Sender) -> Journal:
     return Journal(
         claimed,
         history,
@@ -208,6 +212,7 @@ def _journal(claimed: Claim, history: History, sender: ingest.Sender) -> Journal
         last_look=settle.last_look,
         as_settled=settle.as_settled,
         told_to_stop=stopping.is_set,
+        is_strict=flow.strict,
     )
 
 
@@ -265,7 +270,9 @@ def _go_back(flow: Flow, claimed: Claim, journal: Journal, ending: Ending) -> Ou
     driver, remedies = _driver(flow, claimed, journal), Remedies(journal)
     step = Step(journal, flow.retries, driver, remedies)
     journal.begins_nothing = True
-    with suppress(Suspend, CancelAsked, Exception, SystemExit):  # that it ends was decided before
+    with suppress(
+        Suspend, CancelAsked, Diverged, Exception, SystemExit
+    ):  # that it ends was decided before
         driver.play(flow.handler, _arguments(flow, claimed, step))
     if isinstance(journal.stopped, LeaseLost | HandBack):
         raise journal.stopped
@@ -326,6 +333,7 @@ def _replay(
         if main.stopped is not None:
             raise SuspendSwallowed(_swallowed(flow))
         journal.check()  # of the other signals none is lost: the slice ends as it says
+        journal.end_replay(main.last_key)
         return _completed(claimed, result)
     except Suspend as signal:
         return Sleeping(signal.until, has_undo=bool(journal.intents))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from durable_flows.engine.journal import Journal
 from durable_flows.engine.scopes import Branch, Ends, Place, Together, Tool, Write
 from durable_flows.errors import BranchGone, StepError
+from durable_flows.rules.states import StepKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class Group:
 
     def _decided(self) -> int | None:
         """Which branch has decided the group, if one has."""
-        recorded = self.journal.begin(self.place.key)
+        recorded = self.journal.begin(self.place.key, StepKind.RACE)
         if recorded is None:
             return None
         number: int = recorded.value["branch"]
@@ -75,6 +76,7 @@ class Group:
 
         What is no step's failure may go otherwise the next time: it is not recorded.
         """
+        self.journal.decided(self.place.key)
         error = ends[number].error
         if error is None or isinstance(error, StepError):
             yield Write(lambda: self.journal.decide(self.place.key, number, self._others(number)))
@@ -86,6 +88,7 @@ class Group:
 
     def _once_more(self, number: int) -> Tool:
         """The end of the branch that has decided, from its records."""
+        self.journal.decided(self.place.key)
         ends = yield Together([self.branches[number]], 1, bool)
         self._join(ends)
         return ends[0].get()

@@ -17,7 +17,7 @@ from datetime import datetime
 from typing import Any, NoReturn, TypeVar
 
 from durable_flows import conf
-from durable_flows.engine import failpoints, leases, notes, signatures, sql
+from durable_flows.engine import failpoints, fits, leases, notes, signatures, sql
 from durable_flows.engine.arguments import Invocation, Mapped
 from durable_flows.engine.history import (
     STEP_COLUMNS,
@@ -31,16 +31,18 @@ from durable_flows.engine.history import (
     size_of,
 )
 from durable_flows.engine.persist import NO_ANSWER, until_answered
-from durable_flows.engine.scopes import Branch
+from durable_flows.engine.scopes import Branch, Scope
 from durable_flows.errors import (
     CancelAsked,
+    DeterminismError,
+    Diverged,
     HandBack,
     LeaseLost,
     LimitExceeded,
     Suspend,
     UnserialisableResult,
 )
-from durable_flows.rules import clock, durations
+from durable_flows.rules import clock, durations, replays
 from durable_flows.rules.events import Event
 from durable_flows.rules.states import DueState, StepKind, StepState, WaitOutcome
 
@@ -125,6 +127,11 @@ class Journal:
         look_at: sees what has become of an invoked run, and ends the wait if it has ended.
         map: asks for a run for each item, or sees how far they have come.
         ends_of: what has become of those.
+        is_strict: whether code that does not fit what is recorded ends the slice.
+
+    Attributes:
+        replay: how far this slice has come along what is recorded; None if that says nothing. A run that
+            was retried may rightly go another way from the step on that had failed.
     """
 
     def __init__(
@@ -141,11 +148,15 @@ class Journal:
         look_at: Callable[[Claim, Child], Child],
         map: Callable[[Claim, str, Mapped], Progress],
         ends_of: Callable[[Claim, str, int], list[Child]],
+        is_strict: bool = False,
     ) -> None:
         self.claim = claim
         self.nudges = 0
         self.begins_nothing = False
         self.undoes = False
+        recorded = [*history.steps, *history.waits, *history.children]
+        self.replay = replays.Replay(recorded) if recorded and not claim.generation else None
+        self._is_strict = is_strict
         self._looked_at = time.monotonic()
         self.stopped: BaseException | None = None
         self._steps = history.steps
@@ -170,10 +181,15 @@ class Journal:
 
     # -- reading ---------------------------------------------------------------------------
 
-    def begin(self, key: str) -> Recorded | None:
+    def begin(self, key: str, kind: StepKind | None = None) -> Recorded | None:
         """What is recorded of a step; None if it may begin now.
 
+        Args:
+            key: the step's.
+            kind: of which it must be, if it is recorded.
+
         Raises:
+            Diverged: the code does not fit what is recorded.
             HandBack: this worker is to begin nothing more.
             LeaseLost, CancelAsked: the slice has stopped, or begins nothing new.
             Suspend: its next attempt is to be made later, whatever woke the run.
@@ -186,9 +202,62 @@ class Journal:
         if step is None:
             if self.begins_nothing:
                 raise self._stop(CancelAsked())
+            if self.replay is not None and kind != StepKind.RACE:  # which is no step by itself
+                self._see_what_comes_after(key)
             self._hold_off(key)
             self.check_room(key)
+        elif kind is not None and step.kind != kind:
+            raise self._stop(Diverged(fits.changed_kind(step, kind)))
         return step
+
+    def decided(self, key: str) -> None:
+        """One branch decides this group: the steps of the others need not be met."""
+        if self.replay is not None:
+            self.replay.decide(key)
+
+    def is_past(self, scope: Scope) -> bool:
+        """Whether the run has been further along this line than it is in this slice."""
+        failed = (key for key in self._failures if not _is_between(key))
+        return scope.is_past([*self._steps, *self._waits, *self._children, *failed])
+
+    def patch(self, key: str, is_past: bool) -> bool:
+        """Whether the run has come, or comes now, to this place with the code that is there.
+
+        Args:
+            key: of the place.
+            is_past: it had been further before.
+
+        Raises:
+            LeaseLost, CancelAsked, LimitExceeded: as `record` does.
+        """
+        if self.begin(key, StepKind.PATCH) is not None:
+            return True
+        if not is_past:
+            self.record(key, StepKind.PATCH, output="true")
+        return not is_past
+
+    def end_replay(self, last_key: str) -> None:
+        """The handler has returned: see whether it has met all that is recorded.
+
+        Raises:
+            Diverged: it has not, and the flow is strict.
+        """
+        if self.replay is not None and (left := self.replay.left()):
+            self._diverge(fits.left_out(left, last_key))
+
+    def _see_what_comes_after(self, key: str) -> None:
+        """A step that is not recorded may begin only where nothing comes after it in its line."""
+        assert self.replay is not None
+        if key in self._waits or key in self._children or key.startswith(replays.PATCH):
+            return
+        if after := self.replay.after(key):
+            self._diverge(fits.out_of_order(key, after))
+
+    def _diverge(self, error: DeterminismError) -> None:
+        """The code does not fit: the end of a strict flow's slice, and else a warning."""
+        if self._is_strict:
+            raise self._stop(Diverged(error))
+        self.warn(notes.ORDER, str(error))
 
     def find(self, key: str) -> Recorded | None:
         """What is recorded under this key."""
@@ -202,6 +271,7 @@ class Journal:
     def undo(self) -> None:
         """The handler has come to its end: what undoes its steps may begin, whoever has cancelled it."""
         self.stopped = None
+        self.replay = None
         self.begins_nothing = False
         self.undoes = True
 

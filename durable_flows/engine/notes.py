@@ -11,6 +11,8 @@ from durable_flows.rules import clock
 
 PARKED = "parked"  # what a warning is about that says why no process can execute a run
 
+ORDER = "order of steps"  # and of one that says how the code fits what is recorded no more
+
 
 def warn(warnings: Mapping[tuple[uuid.UUID, str], str]) -> None:
     """Note warnings: (run, what it is about) → message. The first about anything stands.

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from durable_flows.engine import failpoints
-from durable_flows.errors import CancelAsked, HandBack, InvalidOption, LeaseLost, Suspend
+from durable_flows.errors import CancelAsked, Diverged, HandBack, InvalidOption, LeaseLost, Suspend
+from durable_flows.rules import replays
 from durable_flows.rules.lookback import LookBack, Position
 
 KEY_LENGTH = 255
@@ -24,6 +25,7 @@ ENDS_OF_A_SLICE = (
     Suspend,
     LeaseLost,
     CancelAsked,
+    Diverged,
     HandBack,
     KeyboardInterrupt,
     failpoints.Killed,
@@ -75,6 +77,19 @@ class Scope:
                 f"more than {KEY_LENGTH} characters; shorten its id, or invoke a flow of its own"
             )
         return Place(key, self, self.looking.latest)
+
+    def is_past(self, recorded: Sequence[str]) -> bool:
+        """Whether the run has been further along this line than the replay is now.
+
+        Args:
+            recorded: the keys of what is recorded or begun.
+        """
+        met = {
+            f"{self.path}{id}" if number == 1 else f"{self.path}{id}#{number}"
+            for id, count in self._seen.items()
+            for number in range(1, count + 1)
+        }
+        return replays.is_past(recorded, self.path, met, self._tasks)
 
     def step(self) -> Scope:
         """A branch that is a single step of this line, and counts with it."""

@@ -24,6 +24,7 @@ from durable_flows.engine.finish import Ending
 from durable_flows.engine.history import Claim
 from durable_flows.engine.persist import until_answered
 from durable_flows.errors import DurableFlowsError
+from durable_flows.registry import registry
 from durable_flows.rules import clock
 from durable_flows.rules.states import DueState, RunState
 
@@ -68,7 +69,20 @@ class HandedBack:
     undoes: bool = False
 
 
-Outcome = Ending | Sleeping | Lost | Unknown | HandedBack
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """This code cannot go on with the run: it rests until other code is there.
+
+    Attributes:
+        why: what does not fit.
+        has_undo: as of `Sleeping`.
+    """
+
+    why: DurableFlowsError
+    has_undo: bool = False
+
+
+Outcome = Ending | Sleeping | Lost | Unknown | HandedBack | Parked
 
 
 def cancelled(claimed: Claim, reason: str = "") -> Ending:
@@ -91,12 +105,14 @@ def _write_outcome(claimed: Claim, outcome: Outcome) -> None:
         _suspend(claimed, outcome)
     elif isinstance(outcome, HandedBack):
         _hand_back(claimed, outcome)
+    elif isinstance(outcome, Parked):
+        _park(claimed, outcome.why, has_undo=outcome.has_undo, until_other_than=registry.digest)
     elif isinstance(outcome, Unknown):
         known = deployments.known_flows()
         if _is_among(claimed, known):
             _leave_to_others(claimed)
         else:
-            _park(claimed, versions.gone(claimed, known))
+            _park(claimed, versions.gone(claimed, known), has_undo=claimed.cancelling)
 
 
 def _is_among(claimed: Claim, known: set[tuple[str, int]]) -> bool:
@@ -199,17 +215,31 @@ def _leave_to_others(claimed: Claim) -> None:
         _see_why_not(claimed, has_undo=claimed.cancelling)
 
 
-def _park(claimed: Claim, why: DurableFlowsError | None = None) -> None:
-    """Let the run rest until a tick finds that it can go on; what keeps it is noted on it."""
+def _park(
+    claimed: Claim,
+    why: DurableFlowsError | None = None,
+    *,
+    has_undo: bool = False,
+    until_other_than: str = "",
+) -> None:
+    """Let the run rest until a tick finds that it can go on; what keeps it is noted on it.
+
+    Args:
+        claimed: the run.
+        why: what keeps it, if it is not that its flow is unknown.
+        has_undo: whether there is something to undo if it is cancelled.
+        until_other_than: the digest of the code that cannot go on with it, if any code was tried.
+    """
     unknown = f"no worker that is alive knows a flow {claimed.flow_id!r}"
     reason = unknown if why is None else f"{type(why).__name__}: {why}"
     logger.warning("run %s is parked: %s", claimed.run_id, reason)
     rows = sql.execute(
-        "UPDATE durable_flows_due SET state = 'parked', wake_at = NULL, claims = 0 "
+        "UPDATE durable_flows_due SET state = 'parked', wake_at = NULL, claims = 0, "
+        "parked_by = %(code)s "
         "WHERE run_id = %(run)s AND lease = %(lease)s AND state = 'running' RETURNING run_id",
-        {"run": claimed.run_id, "lease": claimed.lease},
+        {"run": claimed.run_id, "lease": claimed.lease, "code": until_other_than},
     )
     if not rows:
-        _see_why_not(claimed, has_undo=claimed.cancelling)
+        _see_why_not(claimed, has_undo=has_undo)
     elif why is not None:
         notes.warn({(claimed.run_id, notes.PARKED): reason})

@@ -93,7 +93,11 @@ def keep_floor(queue: str) -> None:
 
 
 def unpark_known() -> None:
-    """Let runs go on whose flow nobody knew, once a process that is alive knows it."""
+    """Let runs go on whose flow nobody knew, once a process that is alive knows it.
+
+    And those that the code could not go on with, once the newest that is alive is another.
+    """
+    newest, params = deployments.newest()
     flows = sorted(deployments.known_flows())
     source, columns = sql.table(
         Run, "f", {"flow": [flow for flow, _ in flows], "version": [number for _, number in flows]}
@@ -103,10 +107,12 @@ def unpark_known() -> None:
         "JOIN durable_flows_run r ON r.id = d.run_id "
         f"WHERE d.wake_at IS NULL AND EXISTS (SELECT 1 FROM {source} WHERE f.flow = r.flow "
         "AND f.version = coalesce(r.version, f.version)) "
+        f"AND (d.parked_by = '' OR d.parked_by <> {newest}) "
         "ORDER BY d.run_id FOR UPDATE OF d SKIP LOCKED) "
-        "UPDATE durable_flows_due SET state = 'queued', wake_at = %(now)s::timestamptz "
+        "UPDATE durable_flows_due SET state = 'queued', wake_at = %(now)s::timestamptz, "
+        "parked_by = '' "
         "WHERE run_id IN (SELECT run_id FROM known)",
-        {"now": clock.now(), **columns},
+        {"now": clock.now(), **columns, **params},
     )
     failpoints.reach("unparked")
 

@@ -54,7 +54,7 @@ from durable_flows.errors import (
     UnserialisableResult,
 )
 from durable_flows.registry import Flow
-from durable_flows.rules import clock, durations, keys, outcomes
+from durable_flows.rules import clock, durations, keys, outcomes, replays
 from durable_flows.rules.backoff import Retries
 from durable_flows.rules.equalities import Condition
 from durable_flows.rules.events import Event, as_list
@@ -192,7 +192,7 @@ class Step:
         place = self._enter(id)
         work = partial(fn, *args, **kwargs)
         execute = self._execute_atomically if atomic else self._execute
-        return self._step(place, lambda: execute(place.key, work, tried))
+        return self._step(place, lambda: execute(place.key, work, tried), StepKind.RUN)
 
     def sleep(self, id: str, duration: str | float | timedelta) -> None:
         """Let the run rest, holding no worker.
@@ -394,7 +394,7 @@ class Step:
         """
         batch = as_list(events, f"step.send_event({id!r})")
         place = self._enter(id)
-        ids: list[str] = self._step(place, lambda: self._send(place.key, batch))
+        ids: list[str] = self._step(place, lambda: self._send(place.key, batch), StepKind.SEND)
         return ids
 
     def invoke(
@@ -441,7 +441,7 @@ class Step:
             on_parent_cancel=on_parent_cancel,
         )
         place = self._enter(id)
-        return self._step(place, lambda: self._invoke(place.key, invocation))
+        return self._step(place, lambda: self._invoke(place.key, invocation), StepKind.INVOKE)
 
     def map(
         self,
@@ -534,6 +534,28 @@ class Step:
         group = groups.Group(self._journal, place, self._branches(place, branches))
         return self._driver.drive(place, group.first)
 
+    def patched(self, id: str) -> bool:
+        """Whether this run takes the new way at a place where the code was changed.
+
+        True for runs that come to this place with the code that has it: that is recorded, and stays so.
+        False for runs that had gone past it before: a later step of the same line is recorded, or has
+        begun.
+
+        Args:
+            id: the change's name; its n-th repetition in a run is a place of its own.
+
+        Raises:
+            NestedStep, StepInTransaction, InvalidOption: as `run` does.
+        """
+        place = self._enter(id, prefix=replays.PATCH)
+        is_past = self._journal.is_past(place.scope)
+
+        def tool() -> Tool:
+            return (yield Write(lambda: self._journal.patch(place.key, is_past)))
+
+        is_new: bool = self._driver.drive(place, tool)
+        return is_new
+
     @property
     def later(self) -> Later:
         """The same tools, to be called by `parallel` and `race`: ``step.later.run("mail", mail, to)``."""
@@ -573,11 +595,11 @@ class Step:
             return (yield from call(place.key, work, tried))
 
         call = self._execute_atomically if atomic else self._execute
-        return self._step(place, execute)
+        return self._step(place, execute, StepKind.RUN)
 
     # -- what they have in common ------------------------------------------------------------
 
-    def _enter(self, id: str) -> Place:
+    def _enter(self, id: str, *, prefix: str = "") -> Place:
         """Check that a step may be called here, and give it its place."""
         self._driver.check()
         if scopes.inside():
@@ -591,15 +613,23 @@ class Step:
                 "could be rolled back after it was reported; move the block into a step's function"
             )
         check_step_id(id)
-        return self._driver.scope.take(id)
+        return self._take(prefix + id)
 
-    def _step(self, place: Place, execute: Callable[[], Tool]) -> Any:
+    def _take(self, id: str) -> Place:
+        place = self._driver.scope.take(id)
+        if self._journal.replay is not None:
+            self._journal.replay.meet(place.key)
+        return place
+
+    def _step(self, place: Place, execute: Callable[[], Tool], kind: StepKind | None = None) -> Any:
         """A step that has a result or a failure: recorded, or executed now."""
 
-        return self._driver.drive(place, lambda: self._tool(place, execute))
+        return self._driver.drive(place, lambda: self._tool(place, execute, kind))
 
-    def _tool(self, place: Place, execute: Callable[[], Tool]) -> Tool:
-        recorded = yield Write(lambda: self._journal.begin(place.key))
+    def _tool(
+        self, place: Place, execute: Callable[[], Tool], kind: StepKind | None = None
+    ) -> Tool:
+        recorded = yield Write(lambda: self._journal.begin(place.key, kind))
         if recorded is None:
             recorded = yield from execute()
         return self._answer(place, recorded)
@@ -691,7 +721,7 @@ class Step:
         key = place.key
 
         def rest() -> Recorded:
-            found = self._journal.begin(place.key)
+            found = self._journal.begin(place.key, StepKind.SLEEP)
             found = found or self._journal.record(key, StepKind.SLEEP, until=end())
             assert found.until is not None, f"sleep {key!r} was recorded without its end"
             if found.until > clock.now():
@@ -737,7 +767,7 @@ class Step:
         return None if recorded.output is None else Decision.of(Event.from_dict(recorded.value))
 
     def _waited(self, place: Place, wait: Callable[[], Recorded]) -> Tool:
-        recorded = yield Write(lambda: self._journal.begin(place.key) or wait())
+        recorded = yield Write(lambda: self._journal.begin(place.key, StepKind.WAIT) or wait())
         place.scope.last_key = place.key
         place.scope.looking.waited(recorded.mark)
         yield Write(self._journal.check)
@@ -859,7 +889,7 @@ class Undoing(Step):
 
     def _one(self, place: Place, work: Callable[[], Any], policy: Retries, atomic: bool) -> Tool:
         call = self._execute_atomically if atomic else self._execute
-        return self._tool(place, lambda: call(place.key, work, policy))
+        return self._tool(place, lambda: call(place.key, work, policy), StepKind.RUN)
 
 
 @dataclass(frozen=True, slots=True)

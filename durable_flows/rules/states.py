@@ -44,6 +44,7 @@ class StepKind(StrEnum):
     WAIT = "wait"
     INVOKE = "invoke"
     MAP = "map"
+    PATCH = "patch"  # that the run has come to a place with the code that is there now
     RACE = "race"  # which branch has decided a group
     INTENT = "intent"  # that a step of a saga is going to be tried
     UNDO = "undo"  # that the saga is being undone, and why
