@@ -31,17 +31,17 @@ _START = (
     "UPDATE durable_flows_run SET state = 'started', "
     "started_at = coalesce(started_at, %(now)s::timestamptz) "
 )
-_COLUMNS = (
+COLUMNS = (
     "r.id, r.flow, r.version, r.generation, r.mark, r.since, r.created_at, r.started_at, r.depth, "
     f"{stored.columns('e')}"
 )
-_EVENT = "JOIN durable_flows_event e ON e.id = r.event_id"
+EVENT = "JOIN durable_flows_event e ON e.id = r.event_id"
 #: Where a statement can do it all: one round trip and one plan.
 _AT_ONCE = (
     f"{_NEXT}, taken AS ({_TAKE}), "
     f"begun AS ({_START} FROM taken WHERE durable_flows_run.id = taken.run_id "
     "AND durable_flows_run.state = 'queued') "
-    f"SELECT taken.*, {_COLUMNS} FROM taken JOIN durable_flows_run r ON r.id = taken.run_id {_EVENT}"
+    f"SELECT taken.*, {COLUMNS} FROM taken JOIN durable_flows_run r ON r.id = taken.run_id {EVENT}"
 )
 
 
@@ -67,7 +67,7 @@ def claim(queue: str, most: int, *, suspects: bool = True) -> list[Claim]:
         return []
     failpoints.reach("claimed")
     rows.sort(key=lambda row: sql.moment(row[DUE_SINCE]))
-    claims = [_claim(queue, row, now) for row in rows]
+    claims = [read_claim(queue, row, now) for row in rows]
     failpoints.reach("claim_read")
     leases.hold({claimed.run_id: claimed.lease for claimed in claims})
     return claims
@@ -83,13 +83,14 @@ def _one_by_one(params: dict[str, Any]) -> list[sql.Row]:
         runs = {"runs": list(taken), "now": params["now"]}
         sql.execute(f"{_START} WHERE {sql.among('id', 'runs')} AND state = 'queued'", runs)
         found = sql.execute(
-            f"SELECT {_COLUMNS} FROM durable_flows_run r {_EVENT} WHERE {sql.among('r.id', 'runs')}",
+            f"SELECT {COLUMNS} FROM durable_flows_run r {EVENT} WHERE {sql.among('r.id', 'runs')}",
             runs,
         )
     return [(*taken[row[0]], *row) for row in found]
 
 
-def _claim(queue: str, row: sql.Row, now: datetime) -> Claim:
+def read_claim(queue: str, row: sql.Row, now: datetime) -> Claim:
+    """The claim behind what a taken due row returns, and `COLUMNS`."""
     _, lease, state, _, claims, deadline, run_id, flow_id, *rest = row
     version, generation, mark, since, created_at, started_at, depth, *event = rest
     found = stored.event(event)

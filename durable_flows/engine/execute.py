@@ -347,6 +347,23 @@ def _replay(
         return _failed(flow, claimed, journal, main, error)
 
 
+def rehearse(flow: Flow, claimed: Claim, journal: Journal) -> None:
+    """Replay a handler with a journal that begins nothing.
+
+    Raises:
+        Suspend: it has come as far as it can.
+        BaseException: what would end the slice, or fail the run.
+    """
+    driver = _driver(flow, claimed, journal)
+    step = Step(journal, flow.retries, driver, Remedies(journal))
+    result = driver.play(flow.handler, _arguments(flow, claimed, step))
+    if driver.scope.stopped is not None:
+        raise SuspendSwallowed(_swallowed(flow))
+    journal.check()
+    journal.end_replay(driver.scope.last_key)
+    _completed(claimed, result)
+
+
 def _is_alone() -> bool:
     """Whether a transaction is open, as in a test: no other thread would see what is in it."""
     return sql.connection().in_atomic_block

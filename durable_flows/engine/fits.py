@@ -29,6 +29,13 @@ def left_out(recorded: str, last: str) -> DeterminismError:
     )
 
 
+def not_met(recorded: str) -> DeterminismError:
+    """The code comes as far as it can, and not by a step that the run has been at."""
+    return DeterminismError(
+        f"the code does not come to step {recorded!r}, which the run has been at; {_REMEDY}"
+    )
+
+
 def changed_kind(recorded: Recorded, kind: StepKind) -> DeterminismError:
     """The code asks for another kind of step than the one that is recorded."""
     return DeterminismError(

@@ -9,7 +9,7 @@ from uuid import UUID
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from durable_flows.management import bulk, dev, embedded, rerouting, turns
+from durable_flows.management import bulk, checking, dev, embedded, rerouting, turns
 from durable_flows.management.arguments import an_id, at_least_one, positive
 from durable_flows.rules import clock
 from durable_flows.rules.states import BulkKind
@@ -27,25 +27,32 @@ started. Refuses to run unless DEBUG is on."""
 REROUTE = """Have events routed again that were set aside because their routing failed twice: once the
 cause is gone. They keep their place in the order of delivery. Workers, or `flows tick`, do the rest."""
 
+CHECK = """Replay every unfinished run with the code at hand, and name those that it does not fit: a step
+that is no more, or is of another kind, a new step before recorded ones, a flow or version that is gone, an
+error between recorded steps. Steps are answered from their records, none of their functions is called, and
+what the code between them writes is rolled back. Ends with 1 if there are any, for a pipeline."""
+
 
 class Command(BaseCommand):
     """Runs flows by hand, or everything at once for development."""
 
     help = (
         "Runs durable flows without Celery: by hand (tick), or with a web server (dev); has events that "
-        "were set aside routed again (reroute); cancels or does again all runs that fit (cancel, replay)."
+        "were set aside routed again (reroute); cancels or does again all runs that fit (cancel, replay); "
+        "tells which runs new code does not fit (check)."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Declare the subcommands."""
         commands = parser.add_subparsers(
-            dest="subcommand", required=True, metavar="{tick,dev,reroute,cancel,replay}"
+            dest="subcommand", required=True, metavar="{tick,dev,reroute,cancel,replay,check}"
         )
         _add_tick(commands)
         _add_dev(commands)
         _add_reroute(commands)
         _add_bulk(commands, BulkKind.CANCEL, "cancel all runs that fit", bulk.CANCEL)
         _add_bulk(commands, BulkKind.REPLAY, "do all runs that fit again", bulk.REPLAY)
+        _add_check(commands)
 
     def get_check_kwargs(self, options: dict[str, Any]) -> Any:
         """For ``dev`` the web server checks, in each of its processes."""
@@ -57,6 +64,8 @@ class Command(BaseCommand):
         """Run a subcommand."""
         if subcommand == "tick":
             self.tick(loop=options["loop"], interval=options["interval"])
+        elif subcommand == "check":
+            self.check_runs(options["flow"], options["limit"], as_json=options["as_json"])
         elif subcommand == "reroute":
             self.reroute(options["events"], everything=options["everything"])
         elif subcommand in (BulkKind.CANCEL, BulkKind.REPLAY):
@@ -114,6 +123,16 @@ class Command(BaseCommand):
         count = rerouting.reroute_all() if everything else rerouting.reroute(events)
         self.stdout.write(f"{count} event{'s'[: count != 1]} to be routed again")
 
+    def check_runs(self, flow_id: str | None, limit: int | None, *, as_json: bool) -> None:
+        """Tell which unfinished runs the code does not fit; the process ends with 1 if there are any.
+
+        Raises:
+            CommandError: the tables are missing.
+        """
+        self._require_tables()
+        if not checking.check(flow_id, limit, as_json=as_json, out=self.stdout, err=self.stderr):
+            sys.exit(1)
+
     def _require_tables(self) -> None:
         if not embedded.tables_exist():
             raise CommandError("The tables of durable_flows are missing: run manage.py migrate.")
@@ -150,6 +169,20 @@ def _add_reroute(commands: Any) -> None:
 
 def _add_bulk(commands: Any, kind: BulkKind, help: str, description: str) -> None:
     bulk.add_arguments(commands.add_parser(kind.value, help=help, description=description), kind)
+
+
+def _add_check(commands: Any) -> None:
+    check = commands.add_parser(
+        "check", help="tell which runs this code does not fit", description=CHECK
+    )
+    check.add_argument("--flow", metavar="ID", help="of this flow only")
+    check.add_argument(
+        "--limit",
+        type=at_least_one,
+        metavar="N",
+        help="so many runs, the oldest first (default: all)",
+    )
+    check.add_argument("--json", action="store_true", dest="as_json", help="one JSON object")
 
 
 def _add_dev(commands: Any) -> None:
