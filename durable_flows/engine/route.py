@@ -10,10 +10,11 @@ that are numbered but not routed: the next one does both again, with the same nu
 from __future__ import annotations
 
 import logging
+import os
 import random
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -31,6 +32,7 @@ from durable_flows.engine import (
     failpoints,
     fanout,
     lookback,
+    native,
     obey,
     quarantine,
     ring,
@@ -100,11 +102,50 @@ def route() -> Routing:
     clocksync.synchronise()
     deployments.announce()
     done = Routing()
+    if sql.postgres():
+        _route_all(done)
+    else:
+        _turns.take(lambda: _route_all(done))
+    return done
+
+
+def _route_all(done: Routing) -> None:
     shards = all_shards()
     random.shuffle(shards)  # several routers begin at several ends
     for shard in shards:
         _route_shard(shard, done)
-    return done
+
+
+class _Turns:
+    """One router at a time in this process, for SQLite, which has no lock to hold between transactions.
+
+    Whoever finds another at work leaves: that one looks once more.
+    """
+
+    def __init__(self) -> None:
+        self._lock = native.lock()
+        self._asked = False
+
+    def take(self, work: Callable[[], None]) -> None:
+        """Do it, and once more if somebody has asked for it meanwhile; or leave it to who is at it."""
+        self._asked = True
+        while self._asked and self._lock.acquire(blocking=False):
+            try:
+                self._asked = False
+                work()
+            finally:
+                self._lock.release()
+
+
+_turns = _Turns()
+
+
+def _forget() -> None:
+    global _turns
+    _turns = _Turns()  # a lock that was held by another thread of the parent stays so in a fork
+
+
+os.register_at_fork(after_in_child=_forget)
 
 
 def _route_shard(shard: Shard, done: Routing) -> None:

@@ -12,7 +12,7 @@ from django.db import OperationalError, ProgrammingError
 
 from durable_flows import On, Step, flow
 from durable_flows.engine import commands, failpoints, quarantine, sql
-from durable_flows.engine.route import route
+from durable_flows.engine.route import _Turns, route
 from durable_flows.models import Event as Stored
 from durable_flows.rules import clock, events, expressions
 from durable_flows.testing import Crash, advance, crash_at, drain, run_of, runs_of, send
@@ -372,3 +372,30 @@ def test_only_where_a_condition_is_evaluated_a_commit_comes_before(
         assert route().events == 1
         numbers.append(len(opened))
     assert numbers[1] == numbers[0] + 1
+
+
+def test_routers_of_one_process_take_turns_where_the_database_has_no_lock() -> None:
+    """Three in the gap between one's two transactions would think an event that it has in hand deadly."""
+    turns = _Turns()
+    came: list[str] = []
+
+    def work() -> None:
+        came.append("works")
+        if len(came) == 1:
+            turns.take(lambda: came.append("came meanwhile"))
+
+    turns.take(work)
+    assert came == ["works", "works"]  # who came left, and the first one looked once more
+
+
+def test_a_router_that_fails_leaves_the_turn_to_the_next() -> None:
+    turns = _Turns()
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        turns.take(fail)
+    came: list[int] = []
+    turns.take(lambda: came.append(1))
+    assert came == [1]
