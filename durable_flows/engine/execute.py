@@ -317,7 +317,7 @@ def _arguments(flow: Flow, claimed: Claim, step: Step) -> dict[str, Any]:
             "event": claimed.event,
             "events": [claimed.event],
             "step": step,
-            "run": Run.of(claimed, flow),
+            "run": Run.of(claimed, flow, is_replayed=lambda: step.is_replaying),
         }
     )
 

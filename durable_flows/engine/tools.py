@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from functools import partial
 from typing import Any, Literal, Protocol, TypeVar, overload
@@ -34,6 +34,7 @@ from durable_flows.engine.arguments import (
 )
 from durable_flows.engine.history import Claim, Recorded, Waiting
 from durable_flows.engine.journal import Journal
+from durable_flows.engine.run_logger import RunLogger
 from durable_flows.engine.sagas import UNDOING, Remedies, Remedy
 from durable_flows.engine.scopes import (
     ENDS_OF_A_SLICE,
@@ -78,6 +79,8 @@ class Run:
         version: of its flow; 0 if that has none.
         created_at: when it was created.
         generation: how often it was retried.
+        logger: logs under the name of the handler's module, and says which run it is about; silent
+            while code is replayed.
     """
 
     id: str
@@ -85,16 +88,23 @@ class Run:
     version: int
     created_at: datetime
     generation: int
+    logger: RunLogger = field(compare=False, repr=False)
 
     @classmethod
-    def of(cls, claim: Claim, flow: Flow) -> Run:
-        """The run behind a claim."""
+    def of(cls, claim: Claim, flow: Flow, *, is_replayed: Callable[[], bool]) -> Run:
+        """The run behind a claim; told whether the calling code was executed before."""
         return cls(
             id=str(claim.run_id),
             flow=claim.flow_id,
             version=flow.version,
             created_at=claim.created_at,
             generation=claim.generation,
+            logger=RunLogger(
+                flow.handler.__module__,
+                run_id=str(claim.run_id),
+                flow=claim.flow_id,
+                is_replayed=is_replayed,
+            ),
         )
 
 
@@ -560,6 +570,14 @@ class Step:
     def later(self) -> Later:
         """The same tools, to be called by `parallel` and `race`: ``step.later.run("mail", mail, to)``."""
         return Later(self)
+
+    @property
+    def is_replaying(self) -> bool:
+        """Whether the calling code was executed by an earlier slice, and is replayed now.
+
+        A step's function never is. For code that is to tell of itself once: `Run.logger` asks this.
+        """
+        return not scopes.inside() and self._journal.is_past(self._driver.scope)
 
     @property
     def idempotency_key(self) -> str:
