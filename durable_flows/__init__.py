@@ -58,7 +58,8 @@ if TYPE_CHECKING:
     from durable_flows.engine.bulk import bulk_progress, cancel_all, cancel_bulk, replay
     from durable_flows.engine.commands import cancel, rerun, retry, skip, withdraw
     from durable_flows.engine.ingest import asend, send
-    from durable_flows.engine.tools import Run, Step
+    from durable_flows.engine.run import Run
+    from durable_flows.engine.tools import Step
     from durable_flows.errors import (
         DurableFlowsError,
         InvalidEvent,
@@ -79,7 +80,8 @@ _HOMES = {
     "durable_flows.rules.options": ("On", "CancelOn", "Timeouts", "Awaited"),
     "durable_flows.rules.backoff": ("Retries", "Exponential", "Fixed", "Delays"),
     "durable_flows.rules.events": ("Event",),
-    "durable_flows.engine.tools": ("Run", "Step"),
+    "durable_flows.engine.run": ("Run",),
+    "durable_flows.engine.tools": ("Step",),
     "durable_flows.engine.awaited": ("AsyncStep",),
     "durable_flows.engine.approvals": ("Decision", "decide"),
     "durable_flows.engine.ingest": ("send", "asend"),

@@ -12,7 +12,9 @@ from typing import Any, Literal, Protocol, TypeVar, overload
 from django.forms import Form
 
 from durable_flows.engine.approvals import Decision
-from durable_flows.engine.tools import MAPPED_AT_ONCE, MAX_IN_FLIGHT, Later, Since
+from durable_flows.engine.deferred import Later
+from durable_flows.engine.tools import MAPPED_AT_ONCE, MAX_IN_FLIGHT
+from durable_flows.engine.wanted import Since
 from durable_flows.registry import Flow
 from durable_flows.rules.backoff import Retries
 from durable_flows.rules.events import Event

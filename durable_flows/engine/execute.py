@@ -36,6 +36,7 @@ from durable_flows.engine.in_tasks import Tasks
 from durable_flows.engine.in_threads import Threads
 from durable_flows.engine.journal import Journal
 from durable_flows.engine.persist import until_answered
+from durable_flows.engine.run import Run
 from durable_flows.engine.sagas import UNDOING, Remedies, not_undone
 from durable_flows.engine.scopes import ENDS_OF_A_SLICE, Scope
 from durable_flows.engine.suspend import (
@@ -48,7 +49,7 @@ from durable_flows.engine.suspend import (
     cancelled,
     put_away,
 )
-from durable_flows.engine.tools import Run, Step, Undoing
+from durable_flows.engine.tools import Step, Undoing
 from durable_flows.errors import (
     CancelAsked,
     Diverged,

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from functools import partial
-from typing import Any, Literal, Protocol, TypeVar, overload
+from typing import Any, Literal, TypeVar, overload
 
 from django.forms import Form
 from django.utils import timezone
 
-from durable_flows.engine import approvals, failpoints, groups, notes, scopes, signatures
+from durable_flows.engine import approvals, failpoints, groups, scopes
 from durable_flows.engine.approvals import Asked, Decision
 from durable_flows.engine.arguments import (
     Invocation,
@@ -32,9 +31,9 @@ from durable_flows.engine.arguments import (
     policy,
     refuse_ambiguous_option,
 )
-from durable_flows.engine.history import Claim, Recorded, Waiting
+from durable_flows.engine.deferred import Deferred, Driver, Held, Later
+from durable_flows.engine.history import Recorded
 from durable_flows.engine.journal import Journal
-from durable_flows.engine.run_logger import RunLogger
 from durable_flows.engine.sagas import UNDOING, Remedies, Remedy
 from durable_flows.engine.scopes import (
     ENDS_OF_A_SLICE,
@@ -45,84 +44,26 @@ from durable_flows.engine.scopes import (
     Tool,
     Write,
 )
+from durable_flows.engine.wanted import Since, Wanted, request
 from durable_flows.errors import (
     InvalidOption,
     InvalidPayload,
     LimitExceeded,
-    MissingMatch,
     NestedStep,
     StepInTransaction,
     UnserialisableResult,
 )
 from durable_flows.registry import Flow
-from durable_flows.rules import clock, durations, keys, outcomes, replays
+from durable_flows.rules import clock, durations, outcomes, replays
 from durable_flows.rules.backoff import Retries
-from durable_flows.rules.equalities import Condition
 from durable_flows.rules.events import Event, as_list
-from durable_flows.rules.options import Awaited, awaited, check_awaited_name, longest_wait
+from durable_flows.rules.options import Awaited, longest_wait
 from durable_flows.rules.states import ACTIONS, StepKind, StepState
 
 T = TypeVar("T")
 MAPPED_AT_ONCE = 100  # runs of one step.map, unless it says otherwise
 MOST_COLLECTED = 500  # events by one step
 MAX_IN_FLIGHT = 32  # branches of a group that execute at once
-Since = datetime | Literal["run", "now"] | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """What a handler may know of its run.
-
-    Attributes:
-        id: the run's id.
-        flow: its flow's id.
-        version: of its flow; 0 if that has none.
-        created_at: when it was created.
-        generation: how often it was retried.
-        logger: logs under the name of the handler's module, and says which run it is about; silent
-            while code is replayed.
-    """
-
-    id: str
-    flow: str
-    version: int
-    created_at: datetime
-    generation: int
-    logger: RunLogger = field(compare=False, repr=False)
-
-    @classmethod
-    def of(cls, claim: Claim, flow: Flow, *, is_replayed: Callable[[], bool]) -> Run:
-        """The run behind a claim; told whether the calling code was executed before."""
-        return cls(
-            id=str(claim.run_id),
-            flow=claim.flow_id,
-            version=flow.version,
-            created_at=claim.created_at,
-            generation=claim.generation,
-            logger=RunLogger(
-                flow.handler.__module__,
-                run_id=str(claim.run_id),
-                flow=claim.flow_id,
-                is_replayed=is_replayed,
-            ),
-        )
-
-
-class Driver(Protocol):
-    """Does what tools want done; see `in_threads` and `in_tasks`."""
-
-    @property
-    def scope(self) -> Scope:
-        """The line of the handler that the calling code is in."""
-        ...
-
-    def check(self) -> None:
-        """Raise the signal that has ended this line, if one has."""
-        ...
-
-    def drive(self, place: Place, make: Callable[[], Tool]) -> Any:
-        """The result of a tool; an awaitable of it for coroutines."""
-        ...
 
 
 class Step:
@@ -278,7 +219,7 @@ class Step:
             InvalidExpression: ``if_`` cannot be read, or needs an extra that is not installed.
             MissingMatch: the run's own event has no value at ``match``.
         """
-        wanted = _Wanted.of(f"step.wait_for_event({id!r})", event, timeout, match, if_, since)
+        wanted = Wanted.of(f"step.wait_for_event({id!r})", event, timeout, match, if_, since)
         place = self._enter(id)
         found: Event | None = self._driver.drive(place, lambda: self._wait(place, wanted))
         return found
@@ -312,7 +253,7 @@ class Step:
         what = f"step.wait_for_events({id!r})"
         listed = awaited_events(what, events)
         needed = check_mode(what, mode, len(listed))
-        wanted = [_Wanted.of(what, one.event, timeout, one.match, one.if_, since) for one in listed]
+        wanted = [Wanted.of(what, one.event, timeout, one.match, one.if_, since) for one in listed]
         place = self._enter(id)
         found: list[Event | None] = self._driver.drive(
             place, lambda: self._wait_for_several(place, wanted, needed)
@@ -347,7 +288,7 @@ class Step:
         """
         what = f"step.collect({id!r})"
         check_most(what, "count", count, MOST_COLLECTED)
-        wanted = [_Wanted.of(what, event, timeout, match, if_, since)] * count
+        wanted = [Wanted.of(what, event, timeout, match, if_, since)] * count
         place = self._enter(id)
         found: list[Event] = self._driver.drive(place, lambda: self._collect(place, wanted))
         return found
@@ -569,7 +510,7 @@ class Step:
     @property
     def later(self) -> Later:
         """The same tools, to be called by `parallel` and `race`: ``step.later.run("mail", mail, to)``."""
-        return Later(self)
+        return Later()
 
     @property
     def is_replaying(self) -> bool:
@@ -750,17 +691,19 @@ class Step:
         place.scope.last_key = key
         place.scope.looking.slept(recorded.mark, recorded.until)
 
-    def _wait(self, place: Place, wanted: _Wanted) -> Tool:
+    def _wait(self, place: Place, wanted: Wanted) -> Tool:
         recorded = yield from self._waited(
             place,
-            lambda: self._journal.await_event(place.key, self._request(place, place.key, wanted)),
+            lambda: self._journal.await_event(
+                place.key, request(self._journal, place.scope.looking, place.key, wanted)
+            ),
         )
         return None if recorded.output is None else Event.from_dict(recorded.value)
 
-    def _wait_for_several(self, place: Place, wanted: Sequence[_Wanted], needed: int) -> Tool:
+    def _wait_for_several(self, place: Place, wanted: Sequence[Wanted], needed: int) -> Tool:
         def wait() -> Recorded:
             requests = {
-                key: partial(self._request, place, key, one)
+                key: partial(request, self._journal, place.scope.looking, key, one)
                 for key, one in ((f"{place.key}[{n}]", one) for n, one in enumerate(wanted))
             }
             return self._journal.await_events(place.key, requests, needed)
@@ -768,7 +711,7 @@ class Step:
         recorded = yield from self._waited(place, wait)
         return [found and Event.from_dict(found) for found in recorded.value]
 
-    def _collect(self, place: Place, wanted: Sequence[_Wanted]) -> Tool:
+    def _collect(self, place: Place, wanted: Sequence[Wanted]) -> Tool:
         found = yield from self._wait_for_several(place, wanted, len(wanted))
         return sorted(filter(None, found), key=lambda event: event.public_id)
 
@@ -790,42 +733,6 @@ class Step:
         place.scope.looking.waited(recorded.mark)
         yield Write(self._journal.check)
         return recorded
-
-    def _request(self, place: Place, key: str, wanted: _Wanted) -> Waiting:
-        claim, asked = self._journal.claim, wanted.asked
-        id_ = keys.wait_id(claim.run_id, key, claim.generation)
-        own = claim.event.as_dict()
-        # an id is the hash of no event: what lacks a value of its own matches nothing
-        hash_ = signatures.hash_for(wanted.event, asked, own) or id_
-        if missing := asked.missing(own):
-            self._say_missing(key, missing, wanted)
-        looking = place.scope.looking
-        position = looking.trigger if wanted.since == "run" else looking.eligible
-        by_reception = isinstance(wanted.since, datetime)
-        return Waiting(
-            id=id_,
-            key=key,
-            event_name=wanted.event,
-            paths=asked.paths,
-            criteria=_criteria(asked, own),
-            expression=asked.residual,
-            match=hash_,
-            eligible_from=0 if by_reception else position.mark,
-            routed_since=None if by_reception else position.since,
-            received_since=wanted.received_since,
-            expires_at=clock.now() + wanted.patience,
-        )
-
-    def _say_missing(self, key: str, missing: Sequence[str], wanted: _Wanted) -> None:
-        """Nothing can ever match: an error if the path was given as ``match``, else a warning."""
-        trigger, match = self._journal.claim.event, wanted.match
-        if match is not None and match.removeprefix("event.") in missing:
-            raise MissingMatch(
-                f"{wanted.what}: the run's own event {trigger.name!r} has no value at "
-                f"{match!r}, so nothing could ever match; send it with that value, or match on "
-                "another path"
-            )
-        self._journal.warn(key, notes.nothing_matches(trigger.name, missing))
 
     def _answer(self, place: Place, recorded: Recorded) -> Any:
         """A recorded step's result, or its failure."""
@@ -854,7 +761,7 @@ class Step:
 
     def _deferred(self, place: Place, given: Deferred) -> Branch:
         """A branch that is one step: it has its place in this line, by the order of the branches."""
-        held = _Held(self._driver)
+        held = Held(self._driver)
         given.call(Step(self._journal, self._retries, held))
         return Branch(held.place.key, held.drive_now, place.scope.step)
 
@@ -908,134 +815,3 @@ class Undoing(Step):
     def _one(self, place: Place, work: Callable[[], Any], policy: Retries, atomic: bool) -> Tool:
         call = self._execute_atomically if atomic else self._execute
         return self._tool(place, lambda: call(place.key, work, policy), StepKind.RUN)
-
-
-@dataclass(frozen=True, slots=True)
-class Deferred:
-    """A step to be executed as a branch.
-
-    Attributes:
-        call: calls its tool.
-    """
-
-    call: Callable[[Step], Any]
-
-    def __call__(self) -> Any:
-        """Refuse. Raises TypeError."""
-        raise TypeError("step.later.run(…) is handed to step.parallel() or step.race(), not called")
-
-
-class Later:
-    """The tools of a `Step`, to be called by `Step.parallel` and `Step.race`."""
-
-    TOOLS = (
-        *("run", "sleep", "sleep_until", "send_event", "invoke", "map"),
-        *("wait_for_event", "wait_for_events", "collect", "wait_for_approval"),
-    )
-
-    def __init__(self, step: Step) -> None:
-        self._step = step
-
-    def __getattr__(self, name: str) -> Callable[..., Deferred]:
-        if name not in self.TOOLS:
-            raise AttributeError(
-                f"step.later has no {name!r}; it has {', '.join(self.TOOLS)}. A branch with several "
-                "steps is a function"
-            )
-
-        def defer(*args: Any, **kwargs: Any) -> Deferred:
-            return Deferred(lambda step: getattr(step, name)(*args, **kwargs))
-
-        return defer
-
-
-class _Held:
-    """Holds a tool, to be driven by another driver when its time has come."""
-
-    place: Place
-    make: Callable[[], Tool]
-
-    def __init__(self, driver: Driver) -> None:
-        self._driver = driver
-
-    @property
-    def scope(self) -> Scope:
-        return self._driver.scope
-
-    def check(self) -> None:
-        self._driver.check()
-
-    def drive(self, place: Place, make: Callable[[], Tool]) -> None:
-        self.place, self.make = place, make
-
-    def drive_now(self) -> Any:
-        return self._driver.drive(self.place, self.make)
-
-
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """An event that is to be waited for.
-
-    Attributes:
-        what: the call, for messages.
-        asked: what the event must be like.
-        patience: how long it is waited for.
-        received_since: earlier receptions do not count.
-        match: the path as it was given.
-    """
-
-    what: str
-    event: str
-    asked: Condition
-    patience: timedelta
-    since: Since
-    received_since: datetime | None
-    match: str | None
-
-    @classmethod
-    def of(
-        cls,
-        what: str,
-        event: str,
-        timeout: str | float | timedelta,
-        match: str | None,
-        if_: str | None,
-        since: Since,
-    ) -> _Wanted:
-        """What a tool was told.
-
-        Raises:
-            InvalidDuration, InvalidKey, InvalidOption, InvalidExpression: it cannot be read.
-        """
-        return cls(
-            what=what,
-            event=check_awaited_name(event, what),
-            asked=awaited(match, if_, what),
-            patience=longest_wait(timeout, what=f"{what}, timeout="),
-            since=since,
-            received_since=_received_since(since, what),
-            match=match,
-        )
-
-
-def _received_since(since: Since, what: str) -> datetime | None:
-    if since in (None, "run"):
-        return None
-    if since == "now":
-        return clock.now()
-    if not isinstance(since, datetime) or since.tzinfo is None:
-        raise InvalidOption(f"{what}: since= is an aware datetime, 'run' or 'now', not {since!r}")
-    return since
-
-
-def _criteria(asked: Condition, own: Mapping[str, Any]) -> str:
-    """What a wait matches, for people."""
-    equalities = zip(asked.paths, asked.values(own), strict=True)
-    parts = [f"{path} = {_shown(value)}" for path, value in equalities]
-    return ", ".join([*parts, asked.residual] if asked.residual else parts)
-
-
-def _shown(value: Any) -> str:
-    """A matched value for people, cut to a length that a list can show."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:79]}…"
