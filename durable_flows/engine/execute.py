@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import mmap
 import random
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -65,6 +67,8 @@ from durable_flows.registry import Flow
 from durable_flows.rules import causality, clock, outcomes, payload, poison
 from durable_flows.rules.lookback import LookBack
 from durable_flows.rules.states import DueState, RunState, StepKind
+
+logger = logging.getLogger(__name__)
 
 SPREAD = 1.0  # real seconds between two calls for one more worker by one that is at work
 STALE = 0.1  # real seconds after which a claim that has not begun is looked at again
@@ -271,10 +275,12 @@ def _go_back(flow: Flow, claimed: Claim, journal: Journal, ending: Ending) -> Ou
     driver, remedies = _driver(flow, claimed, journal), Remedies(journal)
     step = Step(journal, flow.retries, driver, remedies)
     journal.begins_nothing = True
-    with suppress(
-        Suspend, CancelAsked, Diverged, Exception, SystemExit
-    ):  # that it ends was decided before
+    try:
         driver.play(flow.handler, _arguments(flow, claimed, step))
+    except (LeaseLost, HandBack, KeyboardInterrupt, failpoints.Killed):
+        raise
+    except BaseException as end:  # whatever it is: that the run ends was decided before
+        logger.debug("run %s was replayed to %r", claimed.run_id, end)
     if isinstance(journal.stopped, LeaseLost | HandBack):
         raise journal.stopped
     return _undo(flow, claimed, journal, remedies, ending)
@@ -294,7 +300,7 @@ def _undo(
     try:
         failed = driver.play(Undoing(journal, flow.retries, driver, remedies).all, {})
     except Suspend as signal:
-        return Sleeping(signal.until, has_undo=True, undoes=True)
+        return Sleeping(_until(journal, signal), has_undo=True, undoes=True)
     end = decided.value
     if failed and end["error"] is not None:
         return _failed_for_good(claimed, not_undone(failed, end["reason"]))
@@ -305,6 +311,14 @@ def _undo(
         error=end["error"],
         reason=end["reason"],
     )
+
+
+def _until(journal: Journal, signal: Suspend) -> datetime:
+    """When the run goes on: at once, if it was woken while it executed.
+
+    What has woken it need not have been noticed by the branch concerned: the next slice reads it.
+    """
+    return clock.now() if journal.nudges else signal.until
 
 
 def _driver(flow: Flow, claimed: Claim, journal: Journal) -> Threads | Tasks:
@@ -337,7 +351,7 @@ def _replay(
         journal.end_replay(main.last_key)
         return _completed(claimed, result)
     except Suspend as signal:
-        return Sleeping(signal.until, has_undo=bool(journal.intents))
+        return Sleeping(_until(journal, signal), has_undo=bool(journal.intents))
     except ENDS_OF_A_SLICE:
         raise
     except BaseException as error:  # sys.exit() is the handler's failure, not the worker's end

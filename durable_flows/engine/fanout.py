@@ -16,6 +16,7 @@ from durable_flows.engine import children, failpoints, ingest, ring, sql
 from durable_flows.engine.arguments import Mapped
 from durable_flows.engine.history import Child, Claim, Progress
 from durable_flows.engine.history import children as read_children
+from durable_flows.errors import LeaseLost
 from durable_flows.models import Fanout, Wait
 from durable_flows.rules import clock, durations, keys
 from durable_flows.rules.states import WaitKind
@@ -43,7 +44,7 @@ def begin(claim: Claim, key: str, asked: Mapped, *, sender: ingest.Sender) -> Pr
             sender=sender,
         )
         children.check_lease(claim)
-        sql.insert(
+        if not sql.insert(
             Fanout,
             {
                 "id": [keys.wait_id(claim.run_id, key, claim.generation)],
@@ -55,8 +56,9 @@ def begin(claim: Claim, key: str, asked: Mapped, *, sender: ingest.Sender) -> Pr
                 "ended": [0],
                 "created_at": [now],
             },
-            suffix="",
-        )
+            suffix="ON CONFLICT DO NOTHING RETURNING id",
+        ):  # by an earlier try whose COMMIT was still going on: no second children must begin
+            raise LeaseLost(f"run {claim.run_id} maps {key!r} already")
         _insert_waits(claim, key, asked, event_ids, now)
         failpoints.reach("before_map_commit", key)
     ring.route()

@@ -53,13 +53,19 @@ class _Asked:
     Attributes:
         answer: resolves in the loop once it has come to something.
         scope: the branch that waits for it.
-        until: when it is to be tried again, once it has suspended; None: not in this slice.
+        until: when its tool is to be tried again, once it has suspended; None: not in this slice.
+        is_woken: whether it has been told to be.
     """
 
     work: Callable[[], Any]
     answer: asyncio.Future[Any]
     scope: Scope | None
     until: datetime | None = None
+    is_woken: bool = False
+
+
+class _Again(Exception):  # noqa: N818 (a signal)
+    """The time of a suspended tool has come: it is driven anew, as it would be in the next slice."""
 
 
 class Tasks:
@@ -111,7 +117,8 @@ class Tasks:
     def _end(self) -> Suspend:
         """What ends a slice in which nothing goes on any more. Raises another signal, if one came."""
         self._journal.check()
-        return Suspend(min(asked.until for asked in self._parked if asked.until is not None))
+        times = [asked.until for asked in list(self._parked) if asked.until is not None]
+        return Suspend(min(times, default=clock.now()))
 
     def _play(self, handler: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
         if self._alone:
@@ -132,7 +139,8 @@ class Tasks:
         loop.start()
         while not done.done():
             self._desk.sit(self._seconds())
-            self._wake()
+            if not (done.done() or self._is_over):
+                self._wake()
         loop.join()
         return done.result()
 
@@ -142,7 +150,8 @@ class Tasks:
         return LOOK if until is None else max(0.0, min(LOOK, clock.real_seconds_until(until)))
 
     def _waiting(self) -> list[Any]:
-        return [asked for asked in list(self._parked) if asked.until is not None]
+        parked = list(self._parked)
+        return [asked for asked in parked if asked.until is not None and not asked.is_woken]
 
     def _wake(self) -> None:
         """Try again what has suspended, if its time has come; all of it if the run was woken."""
@@ -154,8 +163,8 @@ class Tasks:
         now = clock.now()
         for asked in waiting:
             if was_woken or asked.until <= now:
-                self._in_loop(partial(self._unpark, asked))
-                self._in_loop(self._try(asked))
+                asked.is_woken = True  # once
+                self._in_loop(partial(self._resume, asked))
 
     def _try(self, asked: _Asked) -> Callable[[], None]:
         """Do what a tool asks for. Returns what is to be done in the loop: a signal parks it."""
@@ -186,15 +195,20 @@ class Tasks:
 
     def drive(self, place: Place, make: Callable[[], Tool]) -> Coroutine[Any, Any, Any]:
         """Do what a tool asks for, and return its result."""
-        return self._drive(make())
+        return self._drive(make)
 
-    async def _drive(self, tool: Tool) -> Any:
+    async def _drive(self, make: Callable[[], Tool]) -> Any:
+        while True:
+            with suppress(_Again):
+                return await self._drive_once(make())
+
+    async def _drive_once(self, tool: Tool) -> Any:
         try:
             wanted = next(tool)
             while True:
                 try:
                     found = await self._take(wanted)
-                except asyncio.CancelledError:
+                except (asyncio.CancelledError, _Again):
                     tool.close()
                     raise
                 except BaseException as error:
@@ -231,7 +245,7 @@ class Tasks:
         then()
 
     def _answer(self, asked: _Asked, found: Any, error: BaseException | None) -> None:
-        if asked.answer.cancelled():
+        if asked.answer.done():
             pass
         elif error is None:
             asked.answer.set_result(found)
@@ -249,9 +263,10 @@ class Tasks:
             group.set()  # there may be room for one more branch
         self.lands()
 
-    def _unpark(self, asked: _Asked) -> None:
-        self._parked.discard(asked)
-        self.departs()
+    def _resume(self, asked: _Asked) -> None:
+        """Once the slice is over it stays parked, and its time is that of the next."""
+        if not self._is_over and not asked.answer.done():
+            asked.answer.set_exception(_Again())
 
     def _forget(self, asked: _Asked) -> None:
         if not self._is_over:

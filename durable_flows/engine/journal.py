@@ -263,6 +263,11 @@ class Journal:
         """What is recorded under this key."""
         return self._steps.get(key)
 
+    def is_done(self, key: str) -> bool:
+        """Whether a step of this key is recorded, and has succeeded."""
+        step = self._steps.get(key)
+        return step is not None and step.state == StepState.DONE
+
     @property
     def intents(self) -> list[str]:
         """The keys of the recorded intents of sagas, the oldest first."""

@@ -78,6 +78,8 @@ class Remedies:
         """
         failed: dict[str, str] = {}
         for key in [key.removesuffix(INTENT) for key in reversed(self._journal.intents)]:
+            if self._journal.is_done(key + UNDO):
+                continue
             remedy = self._known.get(key)
             if remedy is None:
                 failed[key] = "the handler does not come to it any more, so nobody knows how"

@@ -28,6 +28,7 @@ ENDS_OF_A_SLICE = (
     Diverged,
     HandBack,
     KeyboardInterrupt,
+    GeneratorExit,  # a tool that is given up: whoever awaited it was cancelled
     failpoints.Killed,
 )
 

@@ -16,6 +16,7 @@ from durable_flows import (
     AsyncStep,
     Event,
     NonRetriableError,
+    RetryAfterError,
     Step,
     StepError,
     cancel,
@@ -436,3 +437,69 @@ def test_a_branch_that_asks_the_orm_between_its_steps_is_not_left_behind():
         )
 
     assert len(played().step_keys) == 3
+
+
+@in_threads
+def test_an_attempt_that_comes_while_others_are_in_a_step_calls_the_function_again():
+    tried: list[int] = []
+    enough = threading.Event()
+
+    def shaky() -> str:
+        tried.append(1)
+        if len(tried) < 3:
+            raise RetryAfterError(0.001)
+        enough.set()
+        return "there"
+
+    @flow("gather", on="go", retries=3)
+    async def gather(step):
+        return await asyncio.gather(step.run("shaky", shaky), step.run("slow", enough.wait, 20))
+
+    run = played()
+    assert run.result == ["there", True]
+    assert run.attempts == {"shaky": 2}
+
+
+@in_threads
+def test_naps_beside_a_step_leave_nothing_in_flight():
+    """The slice ends once more when it is to rest for long."""
+    rested = threading.Event()
+
+    @flow("gather", on="go")
+    async def gather(step):
+        async def naps() -> None:
+            for n in range(5):
+                await step.sleep(f"nap {n}", 0.02)
+            await step.run("rested", rested.set)
+
+        await asyncio.gather(naps(), step.run("slow", rested.wait, 20))
+        await step.sleep("long", "1h")
+
+    run = played()
+    assert (run.state, run.activity) == ("started", "waiting")
+    assert run.step_keys[-1] == "long"
+
+
+def test_a_task_group_cancels_a_neighbour_in_the_middle_of_its_function():
+    cancelled: list[str] = []
+
+    async def slow() -> None:
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            cancelled.append("slow")
+            raise
+
+    async def bad() -> None:
+        await asyncio.sleep(0.01)
+        raise NonRetriableError("broken")
+
+    @flow("group", on="go")
+    async def group(step):
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(step.run("slow", slow))
+            tasks.create_task(step.run("bad", bad))
+
+    run = played()
+    assert (run.state, run.error["step"], run.attempts) == ("failed", "bad", {})
+    assert cancelled == ["slow"]

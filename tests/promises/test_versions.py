@@ -94,7 +94,7 @@ def test_a_start_and_an_invoke_take_the_newest_version_whichever_they_name():
 
     run_id = old.start()
     parent_run = played("call")
-    advance("2h")
+    advance("3h")
     assert run_of(run_id).result == [2, 2]
     assert again(parent_run).result == [[2, 2], [2, 2]]
 
