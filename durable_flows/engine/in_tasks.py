@@ -109,7 +109,8 @@ class Tasks:
             raise self._end() from None
         finally:
             self._desk.close()
-            self._threads.shutdown(wait=False)
+            # What is to be undone must have come to its end before.
+            self._threads.shutdown(wait=bool(self._journal.intents))
             if self._is_over:
                 self._main.stopped = self._end()
         return result

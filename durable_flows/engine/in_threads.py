@@ -52,6 +52,7 @@ class Threads:
         self._main = main
         self._alone = alone
         self._desk = Desk()
+        self._threads: list[threading.Thread] = []
 
     def play(self, handler: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
         """Call the handler."""
@@ -60,6 +61,9 @@ class Threads:
                 return handler(**arguments)
         finally:
             self._desk.close()
+            if self._journal.intents:  # what is to be undone must have come to its end before
+                for thread in self._threads:
+                    thread.join()
 
     @property
     def scope(self) -> Scope:
@@ -104,7 +108,7 @@ class Threads:
                 return _awaited(wanted.work())
             finally:
                 scopes.go_out(token)
-        return _Group(wanted, self._journal, self._desk, alone=self._alone).run()
+        return _Group(wanted, self._journal, self._desk, self._threads, alone=self._alone).run()
 
     def _do(self, scope: Scope, work: Callable[[], Any]) -> Any:
         """At the desk: a branch that has lost meanwhile is told so."""
@@ -127,8 +131,17 @@ def _awaited(result: Any) -> Any:
 class _Group:
     """Branches that go on beside each other, and the thread that waits for them."""
 
-    def __init__(self, wanted: Together, journal: Journal, desk: Desk, *, alone: bool) -> None:
+    def __init__(
+        self,
+        wanted: Together,
+        journal: Journal,
+        desk: Desk,
+        threads: list[threading.Thread],
+        *,
+        alone: bool,
+    ) -> None:
         self._wanted = wanted
+        self._threads = threads
         self._journal = journal
         self._desk = desk
         self._alone = alone
@@ -175,12 +188,14 @@ class _Group:
         if self._alone:
             context.run(self._execute, number)
             return
-        threading.Thread(
+        thread = threading.Thread(
             target=context.run,
             args=(self._in_a_thread, number),
             name=f"durable-flows-branch-{number}",
             daemon=True,  # the loser of a race holds up nobody's exit
-        ).start()
+        )
+        self._threads.append(thread)
+        thread.start()
 
     def _in_a_thread(self, number: int) -> None:
         self._desk.admit()

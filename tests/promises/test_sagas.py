@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from typing import Any
 
 import pytest
@@ -392,3 +394,45 @@ def test_ids_of_intents_and_undos_are_the_engines(id):
         step.run(id, lambda: 1)
 
     assert "choose another id" in played().reason
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("colour", ["threads", "tasks"])
+def test_nothing_is_undone_while_it_is_still_being_done(colour, ledger):
+    """A neighbour has failed meanwhile, and the group does not wait."""
+    begun, failed = threading.Event(), threading.Event()
+
+    def charge() -> None:
+        begun.set()
+        failed.wait(10)
+        ledger.append("charged")
+
+    def decline() -> None:
+        begun.wait(10)
+        threading.Timer(0.1, failed.set).start()
+        fail()
+
+    def refund(result: Any) -> None:
+        ledger.append("refunded")
+
+    if colour == "threads":
+
+        @flow("trip", on="go")
+        def trip(step):
+            saga = step.saga()
+            step.parallel(
+                lambda: saga.run("charge", charge, undo=refund),
+                step.later.run("decline", decline),
+                on_error="stop",
+            )
+    else:
+
+        @flow("trip", on="go")
+        async def trip_(step):
+            saga = step.saga()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(saga.run("charge", charge, undo=refund))
+                tasks.create_task(step.run("decline", decline))
+
+    assert played().state == "failed"
+    assert ledger == ["charged", "refunded"]
