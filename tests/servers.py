@@ -230,6 +230,7 @@ class PostgresServer(Server):
             "port": self.port,
             "unix_socket_directories": "",
             "logging_collector": "off",
+            "max_connections": 200,
         }
         if not self.durable:
             settings |= {"fsync": "off", "full_page_writes": "off"}

@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import cache
 
 import pytest
@@ -91,15 +91,17 @@ def play(project: Project, place: str) -> int:
     project.until(lambda: not project.unfinished(), f"all is done after a death at {place}")
     finisher.terminate()
     assert finisher.wait(30) == 0, project.said()
+    project.close()
     return victim.pid
 
 
 @pytest.mark.parametrize("place", sorted(failpoints.PLACES))
 def test_what_a_killed_process_leaves_is_finished_by_the_next(place: str, case: Case) -> None:
     project, killed = case(place)
-    project.check(TRIPS)
-    quarantined = project.count("durable_flows_event WHERE quarantined")
-    assert quarantined == (place == "before_quarantine")
-    repeated = +project.repeated()
-    assert repeated <= project.in_hand({killed})
-    assert bool(repeated) == (place in STEP_IN_HAND)
+    with closing(project):  # the server has room for the connections of a few
+        project.check(TRIPS)
+        quarantined = project.count("durable_flows_event WHERE quarantined")
+        assert quarantined == (place == "before_quarantine")
+        repeated = +project.repeated()
+        assert repeated <= project.in_hand({killed})
+        assert bool(repeated) == (place in STEP_IN_HAND)

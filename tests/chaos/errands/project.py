@@ -107,8 +107,8 @@ class Project:
         """End what still works, and every connection from here."""
         for process in list(self._processes):
             self.kill(process)
-        for connection in self._connections.values():
-            connection.close()
+        while self._connections:
+            self._connections.popitem()[1].close()
 
     def said(self) -> str:
         return self.log.read_text(errors="replace")[-5000:] if self.log.exists() else ""
