@@ -104,4 +104,5 @@ def test_what_a_killed_process_leaves_is_finished_by_the_next(place: str, case: 
         assert quarantined == (place == "before_quarantine")
         repeated = +project.repeated()
         assert repeated <= project.in_hand({killed})
-        assert bool(repeated) == (place in STEP_IN_HAND)
+        if place != "before_atomic_commit":  # that step may be one of which nobody is told
+            assert bool(repeated) == (place in STEP_IN_HAND)
