@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
@@ -43,15 +44,18 @@ class Ask:
         self._answer.set_exception(LeaseLost("the slice of this branch is over"))
 
 
-class Note(Ask):
+class Note:
     """Something that the desk is told."""
 
-    def __init__(self, work: Callable[[], Any]) -> None:
-        super().__init__(work, Future())
+    def __init__(self, news: Callable[[], None]) -> None:
+        self._news = news
 
     def serve(self) -> None:
         """Take notice."""
-        self._work()
+        self._news()
+
+    def refuse(self) -> None:
+        """The slice is over: it matters no more."""
 
 
 class Desk:
@@ -59,7 +63,7 @@ class Desk:
 
     def __init__(self) -> None:
         self._owner = threading.get_ident()
-        self._inbox: SimpleQueue[Ask] = SimpleQueue()
+        self._inbox: SimpleQueue[Ask | Note] = SimpleQueue()
         self._lock = threading.Lock()
         self._branches: set[int] = set()
         self._is_closed = False
@@ -87,7 +91,7 @@ class Desk:
         self.put(Ask(work, answer))
         return answer.result()
 
-    def put(self, ask: Ask) -> None:
+    def put(self, ask: Ask | Note) -> None:
         """Have this done, and do not wait."""
         with self._lock:
             if not self._is_closed:
@@ -95,14 +99,10 @@ class Desk:
                 return
         ask.refuse()
 
-    def sit(self, seconds: float) -> bool:
-        """Do the next thing, if one is asked for within so many real seconds. Returns whether one was."""
-        try:
-            ask = self._inbox.get(timeout=seconds)
-        except Empty:
-            return False
-        ask.serve()
-        return True
+    def sit(self, seconds: float) -> None:
+        """Do the next thing, if one is asked for within so many real seconds."""
+        with suppress(Empty):
+            self._inbox.get(timeout=seconds).serve()
 
     def admit(self) -> None:
         """The calling thread carries a branch from now on."""

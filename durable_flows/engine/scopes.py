@@ -71,7 +71,7 @@ class Scope:
     def take(self, id: str) -> Place:
         """The place of a step that is called here: its n-th repetition is a step of its own."""
         number = self._seen[id] = self._seen.get(id, 0) + 1
-        key = f"{self.path}{id}" if number == 1 else f"{self.path}{id}#{number}"
+        key = self._key(id, number)
         if len(key) > KEY_LENGTH:
             raise InvalidOption(
                 f"step {id!r} stands in so many branches within each other that its key {key!r} has "
@@ -86,11 +86,15 @@ class Scope:
             recorded: the keys of what is recorded or begun.
         """
         met = {
-            f"{self.path}{id}" if number == 1 else f"{self.path}{id}#{number}"
+            self._key(id, number)
             for id, count in self._seen.items()
             for number in range(1, count + 1)
         }
         return replays.is_past(recorded, self.path, met, self._tasks)
+
+    def _key(self, id: str, number: int) -> str:
+        """Of the n-th repetition of an id."""
+        return f"{self.path}{id}" if number == 1 else f"{self.path}{id}#{number}"
 
     def step(self) -> Scope:
         """A branch that is a single step of this line, and counts with it."""

@@ -2,7 +2,7 @@
 
 What a replay reads is changed: the end of a recorded sleep, the end of a wait, the time of the next
 attempt. It is changed under the run's due row, which a slice needs for whatever it writes. A slice that
-executes the run meanwhile goes by what it has read, suspends, and finds that it is woken.
+executes the run meanwhile goes by what it has read; it was woken, so it is due again when it suspends.
 """
 
 from __future__ import annotations
