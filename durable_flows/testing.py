@@ -144,18 +144,19 @@ def drain() -> int:
     return count
 
 
-def _drain() -> tuple[int, bool]:
-    """As `drain`, and whether the worker "died"."""
+def _drain() -> tuple[int, datetime | None]:
+    """As `drain`, and the moment up to which everything is done; None if the worker "died"."""
     count = 0
     for _ in range(MOST_ROUNDS):
+        begun = clock.now()
         try:
             with ring.silence():
                 done = housekeeping.turn_by_hand()
         except Crash:
             _let_leases_lapse()
-            return count, True
+            return count, None
         if not done:
-            return count, False
+            return count, begun
         count += done
     raise AssertionError(
         f"after {MOST_ROUNDS:,} rounds there is still something due: does a flow send its own trigger?"
@@ -173,20 +174,21 @@ def advance(by: str | float | timedelta, *, play: bool = True) -> None:
     """
     left = durations.parse(by, what="advance()")
     if play:
-        _play()  # what starts now starts its timers now
-    while play and (moment := _next_timer()) is not None and moment - clock.now() <= left:
-        left -= _move_to(moment)
-        _play()
+        done = _play()  # what starts now starts its timers now
+        while (moment := _next_timer(done)) is not None and moment - clock.now() <= left:
+            left -= _move_to(moment)
+            done = _play()
     _move_to(clock.now() + left)
     if play:
         _play()
 
 
-def _play() -> None:
-    """Drain; if a worker "dies", let another go on."""
-    died = True
-    while died:
-        _, died = _drain()
+def _play() -> datetime:
+    """Drain; if a worker "dies", let another go on. Returns the moment up to which all is done."""
+    done = None
+    while done is None:
+        _, done = _drain()
+    return done
 
 
 def reset() -> None:
@@ -288,18 +290,18 @@ def _let_leases_lapse() -> None:
     due.filter(state__in=HELD).exclude(pk__in=leases.held()).update(wake_at=clock.now())
 
 
-def _next_timer() -> datetime | None:
+def _next_timer(after: datetime) -> datetime | None:
+    """The first moment after this one at which something is due; it may have come meanwhile."""
     using = conf.settings().DATABASE
-    now = clock.now()
-    run = Due.objects.using(using).filter(wake_at__gt=now).order_by("wake_at").first()
-    late = Due.objects.using(using).filter(deadline_at__gt=now).order_by("deadline_at").first()
+    run = Due.objects.using(using).filter(wake_at__gt=after).order_by("wake_at").first()
+    late = Due.objects.using(using).filter(deadline_at__gt=after).order_by("deadline_at").first()
     event = (
         Event.objects.using(using)
-        .filter(routed_at__isnull=True, deliver_at__gt=now)
+        .filter(routed_at__isnull=True, deliver_at__gt=after)
         .order_by("deliver_at")
         .first()
     )
-    bulk = BulkAction.objects.using(using).filter(state="running", next_at__gt=now)
+    bulk = BulkAction.objects.using(using).filter(state="running", next_at__gt=after)
     moments = (
         bulk.order_by("next_at").values_list("next_at", flat=True).first(),
         run.wake_at if run else None,

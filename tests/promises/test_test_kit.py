@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from durable_flows import Event, flow
+from durable_flows.engine import failpoints
 from durable_flows.errors import InvalidDuration, InvalidEvent, UnknownRun
 from durable_flows.models import Due
 from durable_flows.rules import clock
@@ -156,6 +157,34 @@ def test_advance_stops_at_each_timer_though_a_worker_dies_at_one():
         advance("2 days")
     assert len(seen) == 1
     assert seen[0] - begun < timedelta(hours=10, minutes=1)
+
+
+def test_advance_stops_at_a_timer_that_falls_due_while_it_finds_nothing_to_do(monkeypatch):
+    @flow("first", on="go", queue="a")
+    def first(step):
+        step.sleep("nap", "1h")
+        step.sleep("another", "1h")
+
+    @flow("second", on="go", queue="b")
+    def second(step):
+        step.sleep("nap", "59m")
+        step.sleep("long", "1 day")
+
+    def pass_by(place: str, detail: str) -> None:
+        if (place, detail) == ("floor_kept", "b") and second_rests_long():
+            clock.advance(timedelta(minutes=1))
+            monkeypatch.undo()
+
+    def second_rests_long() -> bool:
+        wake_at = run_of(event, "second").wake_at
+        return wake_at is not None and wake_at - now() > timedelta(hours=2)
+
+    event = send("go")
+    drain()
+    monkeypatch.setattr(failpoints, "trap", pass_by)
+    advance("3h")
+    assert failpoints.trap is None
+    assert run_of(event, "first").state == "completed"
 
 
 def test_advance_stops_at_events_of_the_future():
