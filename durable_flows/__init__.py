@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from durable_flows.engine.commands import cancel, rerun, retry, skip, withdraw
     from durable_flows.engine.ingest import asend, send
     from durable_flows.engine.run import Run
-    from durable_flows.engine.tools import Step
+    from durable_flows.engine.tools.step import Step
     from durable_flows.errors import (
         DurableFlowsError,
         InvalidEvent,
@@ -81,7 +81,7 @@ _HOMES = {
     "durable_flows.rules.backoff": ("Retries", "Exponential", "Fixed", "Delays"),
     "durable_flows.rules.events": ("Event",),
     "durable_flows.engine.run": ("Run",),
-    "durable_flows.engine.tools": ("Step",),
+    "durable_flows.engine.tools.step": ("Step",),
     "durable_flows.engine.awaited": ("AsyncStep",),
     "durable_flows.engine.approvals": ("Decision", "decide"),
     "durable_flows.engine.ingest": ("send", "asend"),

@@ -413,7 +413,7 @@ def test_a_table_of_the_reference_has_every_parameter(
 
 
 def test_every_tool_is_in_the_reference() -> None:
-    public = {name for name in vars(Step) if not name.startswith("_")}
+    public = {name for name in dir(Step) if not name.startswith("_")}
     assert public <= words(page("steps"))
     assert {f.name for f in fields(durable_flows.Run)} <= words(page("flows"))
     assert {f.name for f in fields(Event)} <= words(page("events"))

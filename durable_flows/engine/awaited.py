@@ -1,6 +1,6 @@
 """How the tools look to a type checker in a handler that is written with ``async def``.
 
-Declarations only. What handlers get, and what each tool does, is `tools.Step`.
+Declarations only. What handlers get, and what each tool does, is `tools.step.Step`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from django.forms import Form
 
 from durable_flows.engine.approvals import Decision
 from durable_flows.engine.deferred import Later
-from durable_flows.engine.tools import MAPPED_AT_ONCE, MAX_IN_FLIGHT
+from durable_flows.engine.tools.branches import MAX_IN_FLIGHT
+from durable_flows.engine.tools.sends import MAPPED_AT_ONCE
 from durable_flows.engine.wanted import Since
 from durable_flows.registry import Flow
 from durable_flows.rules.backoff import Retries

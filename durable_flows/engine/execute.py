@@ -51,7 +51,8 @@ from durable_flows.engine.suspend import (
     cancelled,
     put_away,
 )
-from durable_flows.engine.tools import Step, Undoing
+from durable_flows.engine.tools.saga import Undoing
+from durable_flows.engine.tools.step import Step
 from durable_flows.errors import (
     CancelAsked,
     Diverged,

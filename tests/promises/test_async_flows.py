@@ -303,7 +303,7 @@ def test_tasks_that_a_steps_function_begins_are_no_branches():
 
 def test_the_declared_tools_are_those_that_there_are():
     """What type checkers read, against what handlers get."""
-    public = {name for name in vars(Step) if not name.startswith("_")}
+    public = {name for name in dir(Step) if not name.startswith("_")}
     assert {name for name in vars(AsyncStep) if not name.startswith("_")} == public
     for name in public - {
         "run",
