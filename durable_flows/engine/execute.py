@@ -267,6 +267,8 @@ def _go_on(flow: Flow, claimed: Claim, journal: Journal) -> Outcome:
     except CancelAsked:
         outcome = cancelled(claimed)
     if isinstance(outcome, Ending) and outcome.state != RunState.COMPLETED and journal.intents:
+        if not remedies.is_complete:  # losers of a race, say, that were not played in this slice
+            return _go_back(flow, claimed, journal, outcome)
         return _undo(flow, claimed, journal, remedies, outcome)
     return outcome
 
@@ -275,7 +277,7 @@ def _go_back(flow: Flow, claimed: Claim, journal: Journal, ending: Ending) -> Ou
     """Replay the handler to learn how its steps are undone, beginning nothing new; then undo them."""
     driver, remedies = _driver(flow, claimed, journal), Remedies(journal)
     step = Step(journal, flow.retries, driver, remedies)
-    journal.begins_nothing = True
+    journal.recall()
     try:
         driver.play(flow.handler, _arguments(flow, claimed, step))
     except (LeaseLost, HandBack, KeyboardInterrupt, failpoints.Killed):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from durable_flows.engine.journal import Journal
@@ -27,7 +27,7 @@ class Group:
 
     def all(self, most: int) -> Tool:
         """The results of all, by number; the first error, by number."""
-        ends = yield Together(self.branches, most, lambda ends: len(ends) == len(self.branches))
+        ends = yield self._together(most, lambda ends: len(ends) == len(self.branches))
         return self._results(ends)
 
     def all_or_stop(self, most: int) -> Tool:
@@ -39,7 +39,7 @@ class Group:
         number = yield Write(self._decided)
         if number is not None:
             return (yield from self._once_more(number))
-        ends = yield Together(self.branches, most, is_enough)
+        ends = yield self._together(most, is_enough)
         number = _failed(ends)
         if number is None:
             return self._results(ends)
@@ -50,8 +50,11 @@ class Group:
         number = yield Write(self._decided)
         if number is not None:
             return (yield from self._once_more(number))
-        ends = yield Together(self.branches, len(self.branches), bool)
+        ends = yield self._together(len(self.branches), bool)
         return (yield from self._decide(next(iter(ends)), ends))
+
+    def _together(self, most: int, is_enough: Callable[[Ends], bool]) -> Together:
+        return Together(self.branches, most, is_enough, recalls=self.journal.recalls)
 
     def _results(self, ends: Ends) -> list[object]:
         self._join(ends)
@@ -87,8 +90,14 @@ class Group:
         return [branch for branch in self.branches if branch is not self.branches[number]]
 
     def _once_more(self, number: int) -> Tool:
-        """The end of the branch that has decided, from its records."""
+        """The end of the branch that has decided, from its records.
+
+        The others are not played, unless what they have done is to be undone.
+        """
         self.journal.decided(self.place.key)
+        if self.journal.recalls:
+            ends = yield self._together(len(self.branches), lambda ends: number in ends)
+            return ends[number].get()
         ends = yield Together([self.branches[number]], 1, bool)
         self._join(ends)
         return ends[0].get()

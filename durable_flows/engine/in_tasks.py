@@ -329,7 +329,7 @@ class Tasks:
         room = asyncio.Event()
         self._groups.add(room)
         try:
-            while not wanted.is_enough(ends):
+            while not wanted.is_enough(ends) or (wanted.recalls and waiting):
                 while waiting and self._has_room(going, wanted.most):
                     number = waiting.popleft()
                     going[self._start(wanted, number)] = number
@@ -340,8 +340,9 @@ class Tasks:
             return ends
         finally:
             self._groups.discard(room)
-            for task in going:
-                task.cancel()
+            if not wanted.recalls:  # else they go on until nothing does
+                for task in going:
+                    task.cancel()
 
     def _has_room(self, going: Mapping[asyncio.Task[End], int], most: int) -> bool:
         """Whether one more branch may begin: those that have suspended do not count."""
@@ -375,6 +376,8 @@ class Tasks:
             main = asyncio.Task(self._with_orm(handler(**arguments)), loop=self._loop)
             watch = asyncio.Task(self._until_nothing_goes_on(), loop=self._loop)
         await asyncio.wait({main, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if self._journal.recalls:
+            await self._until_all_are_at_rest()
         self._is_over = not main.done()
         await _cancel_all()
         return await main
@@ -386,6 +389,12 @@ class Tasks:
             self._rests.clear()
             if await self._is_at_rest() and self._parked:
                 return
+
+    async def _until_all_are_at_rest(self) -> None:
+        """Let branches for which nobody waits go as far as they are recorded."""
+        while not await self._is_at_rest():
+            await self._rests.wait()
+            self._rests.clear()
 
     async def _is_at_rest(self) -> bool:
         """Whether the handler does nothing more by itself; from one step to the next is some rounds."""

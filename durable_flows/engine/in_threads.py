@@ -169,7 +169,7 @@ class _Group:
                 self._scopes[number].close()
 
     def _run(self) -> Ends:
-        while not self._wanted.is_enough(self._ends):
+        while not self._is_enough():
             if self._waiting and len(self._going) < self._wanted.most and self._signal is None:
                 self._start(self._waiting.popleft())
             elif self._going:
@@ -178,6 +178,11 @@ class _Group:
             else:
                 raise self._signal or Suspend(min(self._asleep.values()))
         return self._ends
+
+    def _is_enough(self) -> bool:
+        if self._wanted.recalls and (self._waiting or self._going):
+            return False
+        return self._wanted.is_enough(self._ends)
 
     def _start(self, number: int) -> None:
         """Let a branch begin, or go on."""

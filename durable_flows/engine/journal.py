@@ -130,6 +130,8 @@ class Journal:
         is_strict: whether code that does not fit what is recorded ends the slice.
 
     Attributes:
+        recalls: the handler is only replayed, to learn how its steps are undone.
+        undoes: they are being undone.
         replay: how far this slice has come along what is recorded; None if that says nothing. A run that
             was retried may rightly go another way from the step on that had failed.
     """
@@ -152,7 +154,7 @@ class Journal:
     ) -> None:
         self.claim = claim
         self.nudges = 0
-        self.begins_nothing = False
+        self.recalls = False
         self.undoes = False
         recorded = [*history.steps, *history.waits, *history.children]
         self.replay = replays.Replay(recorded) if recorded and not claim.generation else None
@@ -191,8 +193,8 @@ class Journal:
         Raises:
             Diverged: the code does not fit what is recorded.
             HandBack: this worker is to begin nothing more.
-            LeaseLost, CancelAsked: the slice has stopped, or begins nothing new.
-            Suspend: its next attempt is to be made later, whatever woke the run.
+            LeaseLost, CancelAsked: the slice has stopped.
+            Suspend: its next attempt is to be made later, whatever woke the run; or nothing is to begin.
             LimitExceeded: the run has no room for one more step.
         """
         self.check()
@@ -200,10 +202,8 @@ class Journal:
             raise self._stop(HandBack())
         step = self._steps.get(key)
         if step is None:
-            if self.begins_nothing:
-                raise self._stop(CancelAsked())
-            if self.replay is not None and kind != StepKind.RACE:  # which is no step by itself
-                self._see_what_comes_after(key)
+            if kind != StepKind.RACE:  # which is no step by itself
+                self._see_whether_it_may_begin(key)
             self._hold_off(key)
             self.check_room(key)
         elif kind is not None and step.kind != kind:
@@ -245,9 +245,12 @@ class Journal:
         if self.replay is not None and (left := self.replay.left()):
             self._diverge(fits.left_out(left, last_key))
 
-    def _see_what_comes_after(self, key: str) -> None:
+    def _see_whether_it_may_begin(self, key: str) -> None:
         """A step that is not recorded may begin only where nothing comes after it in its line."""
-        assert self.replay is not None
+        if self.recalls:
+            self._goes_no_further()
+        if self.replay is None:
+            return
         if key in self._waits or key in self._children or key.startswith(replays.PATCH):
             return
         if after := self.replay.after(key):
@@ -273,11 +276,21 @@ class Journal:
         """The keys of the recorded intents of sagas, the oldest first."""
         return [step.key for step in self._steps.values() if step.kind == StepKind.INTENT]
 
+    def recall(self) -> None:
+        """The handler is replayed once more to learn how its steps are undone: it begins nothing."""
+        self.stopped = None
+        self.replay = None
+        self.recalls = True
+
+    def _goes_no_further(self) -> NoReturn:
+        """A line of the handler has come to the end of what is recorded; the others have not."""
+        self.suspend(clock.now() + durations.LONGEST)
+
     def undo(self) -> None:
         """The handler has come to its end: what undoes its steps may begin, whoever has cancelled it."""
         self.stopped = None
         self.replay = None
-        self.begins_nothing = False
+        self.recalls = False
         self.undoes = True
 
     def _hold_off(self, key: str) -> None:
@@ -478,7 +491,10 @@ class Journal:
 
         Raises:
             LeaseLost, CancelAsked, LimitExceeded: as `record` does.
+            Suspend: nothing is to begin.
         """
+        if self.recalls:
+            self._goes_no_further()
         return self._conclude(
             key,
             StepKind.RACE,

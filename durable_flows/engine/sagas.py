@@ -61,6 +61,11 @@ class Remedies:
             )
         self._known[key] = remedy
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether it is known how everything is undone that is to be."""
+        return all(key in self._known for key in self._left())
+
     def intend(self, key: str) -> None:
         """Record that a step is going to be tried."""
         if self._journal.find(key + INTENT) is None:
@@ -77,9 +82,7 @@ class Remedies:
             What could not be undone: step → why.
         """
         failed: dict[str, str] = {}
-        for key in [key.removesuffix(INTENT) for key in reversed(self._journal.intents)]:
-            if self._journal.is_done(key + UNDO):
-                continue
+        for key in self._left():
             remedy = self._known.get(key)
             if remedy is None:
                 failed[key] = "the handler does not come to it any more, so nobody knows how"
@@ -93,6 +96,11 @@ class Remedies:
         for key, why in failed.items():
             yield Write(partial(self._journal.warn, key + UNDO, f"not undone: {why}"))
         return failed
+
+    def _left(self) -> list[str]:
+        """The steps that are to be undone and are not yet, the last first."""
+        intended = [key.removesuffix(INTENT) for key in reversed(self._journal.intents)]
+        return [key for key in intended if not self._journal.is_done(key + UNDO)]
 
     def _result(self, key: str) -> Any:
         """What a step returned; None where that is not known, or it failed."""

@@ -244,11 +244,13 @@ class Together:
         branches: all of them.
         most: how many at once.
         is_enough: whether with these ends the group has come to its own.
+        recalls: every branch is played as far as it is recorded, also once it is enough.
     """
 
     branches: Sequence[Branch]
     most: int
     is_enough: Callable[[Ends], bool]
+    recalls: bool = False
 
 
 #: A tool at work: it yields what it asks its driver for, and returns its result.

@@ -436,3 +436,98 @@ def test_nothing_is_undone_while_it_is_still_being_done(colour, ledger):
 
     assert played().state == "failed"
     assert ledger == ["charged", "refunded"]
+
+
+@pytest.fixture
+def declare(ledger):
+    """Declare a flow of a saga's step and what goes on beside it, in either colour."""
+
+    def do(what: str) -> str:
+        ledger.append(what)
+        return what
+
+    def undo(result: Any, what: str) -> None:
+        ledger.append(f"un{what}")
+
+    def in_threads(group: str) -> None:
+        @flow("trip", on="go", retries=0)
+        def trip(step):
+            def pay() -> None:
+                step.sleep("a-moment", "1m")
+                step.saga().run("charge", do, "charge", undo=undo)
+                step.sleep("settle", "1h")
+                step.saga().run("ship", do, "ship", undo=undo)
+                step.sleep("arrive", "9 days")
+
+            def rest() -> None:
+                step.run("plain", do, "plain")
+                step.sleep("rest", "2 days")
+
+            getattr(step, group)(
+                lambda: step.wait_for_event("wait", event="never", timeout="7 days"), rest, pay
+            )
+            step.sleep("pause", "1h")
+            step.run("fail", fail)
+
+    def in_tasks(group: str) -> None:
+        @flow("trip", on="go", retries=0)
+        async def trip(step):
+            async def pay() -> None:
+                await step.sleep("a-moment", "1m")
+                await step.saga().run("charge", do, "charge", undo=undo)
+                await step.sleep("settle", "1h")
+                await step.saga().run("ship", do, "ship", undo=undo)
+                await step.sleep("arrive", "9 days")
+
+            async def rest() -> None:
+                await step.run("plain", do, "plain")
+                await step.sleep("rest", "2 days")
+
+            async def wait() -> None:
+                await step.wait_for_event("wait", event="never", timeout="7 days")
+
+            if group == "TaskGroup":
+                async with asyncio.TaskGroup() as tasks:
+                    for branch in (wait, rest, pay):
+                        tasks.create_task(branch())
+            else:
+                await getattr(step, group)(wait, rest, pay)
+            await step.sleep("pause", "1h")
+            await step.run("fail", fail)
+
+    return {"threads": in_threads, "tasks": in_tasks}
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    ("colour", "group"),
+    [
+        ("threads", "parallel"),
+        ("threads", "race"),
+        ("tasks", "parallel"),
+        ("tasks", "race"),
+        ("tasks", "TaskGroup"),
+    ],
+)
+def test_a_branch_that_rests_keeps_no_other_from_being_undone(colour, group, declare, ledger):
+    declare[colour](group)
+    run = played()
+    advance("2h")
+    cancel(run.id)
+    drain()
+    assert (again(run).state, again(run).warnings) == ("cancelled", {})
+    assert ledger == ["plain", "charge", "ship", "unship", "uncharge"]
+
+
+@pytest.mark.parametrize("colour", ["threads", "tasks"])
+@pytest.mark.parametrize("end", ["failed", "cancelled"])
+def test_the_loser_of_a_race_is_undone_in_a_later_slice_too(colour, end, declare, ledger):
+    declare[colour]("race")
+    run = played()
+    advance("2 days")
+    assert ledger == ["plain", "charge", "ship"]
+    if end == "cancelled":
+        cancel(run.id)
+    advance("1h")
+    assert (again(run).state, again(run).warnings) == (end, {})
+    assert ledger == ["plain", "charge", "ship", "unship", "uncharge"]
