@@ -7,7 +7,7 @@ import logging
 import mmap
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
@@ -185,18 +185,18 @@ def execute(claimed: Claim, history: History) -> Outcome:
     flow = versions.flow_of(claimed)
     if flow is None:
         return Unknown()
-    missed = "" if claimed.cancelling else _missed_deadline(claimed, flow)
-    if missed and not history.intents:
-        return cancelled(claimed, missed)
-    if claimed.is_suspect and (deaths := _deaths(claimed, history)) >= _most_deaths():
-        return _poisonous(claimed, history, deaths)
+    ending = _decided(flow, claimed, history)
+    if ending is not None and not history.intents:
+        return ending
     sender = _sender(claimed)
     journal = _journal(flow, claimed, history, sender)
     try:
         with ingest.sending_as(sender):
-            if claimed.cancelling or missed or journal.find(UNDOING):
-                return _go_back(flow, claimed, journal, cancelled(claimed, missed))
-            return _go_on(flow, claimed, journal)
+            if ending is None and not journal.find(UNDOING):
+                return _go_on(flow, claimed, journal)
+            if _dies_of_undoing(claimed, history):
+                return _give_up(claimed, journal, ending)
+            return _go_back(flow, claimed, journal, ending or cancelled(claimed))
     except LeaseLost:
         return Lost()
     except HandBack:
@@ -229,6 +229,17 @@ def _sender(claimed: Claim) -> ingest.Sender:
     return ingest.Sender(run_id=claimed.run_id, depth=depth)
 
 
+def _decided(flow: Flow, claimed: Claim, history: History) -> Ending | None:
+    """How the run ends, if that is decided before it is executed."""
+    if claimed.cancelling:
+        return cancelled(claimed)
+    if missed := _missed_deadline(claimed, flow):
+        return cancelled(claimed, missed)
+    if (deaths := _deaths(claimed, history)) >= _most_deaths():
+        return _poisonous(claimed, history, deaths)
+    return None
+
+
 def _missed_deadline(claimed: Claim, flow: Flow) -> str:
     return until_answered(
         lambda again: deadlines.begin(claimed, flow),
@@ -237,6 +248,8 @@ def _missed_deadline(claimed: Claim, flow: Flow) -> str:
 
 
 def _deaths(claimed: Claim, history: History) -> int:
+    if not claimed.is_suspect:
+        return 0
     return poison.deaths(
         unended=claimed.unended, lease=claimed.lease, recorded_under=history.recorded_under
     )
@@ -244,6 +257,12 @@ def _deaths(claimed: Claim, history: History) -> int:
 
 def _most_deaths() -> int:
     return conf.settings().POISON_CLAIMS
+
+
+def _dies_of_undoing(claimed: Claim, history: History) -> bool:
+    """Whether the workers die of that, too: of the first undo, or of the replay before it."""
+    most = _most_deaths() if UNDOING in history.steps else _most_deaths() + 1
+    return _deaths(claimed, history) >= most
 
 
 def _poisonous(claimed: Claim, history: History, deaths: int) -> Ending:
@@ -297,14 +316,30 @@ def _undo(
     decided = journal.find(UNDOING) or journal.record(
         UNDOING,
         StepKind.UNDO,
-        output=json.dumps({"state": ending.state, "reason": ending.reason, "error": ending.error}),
+        output=json.dumps(_said(ending)),
     )
     driver = _driver(flow, claimed, journal)
     try:
         failed = driver.play(Undoing(journal, flow.retries, driver, remedies).all, {})
     except Suspend as signal:
         return Sleeping(_until(journal, signal), has_undo=True, undoes=True)
-    end = decided.value
+    return _ended(claimed, decided.value, failed)
+
+
+def _give_up(claimed: Claim, journal: Journal, ending: Ending | None) -> Ending:
+    """End the run though not everything is undone: whoever tries to dies of it."""
+    decided = journal.find(UNDOING)
+    end = _said(ending or cancelled(claimed)) if decided is None else decided.value
+    return _ended(claimed, end, Remedies(journal).give_up("each worker that tried to undo it died"))
+
+
+def _said(ending: Ending) -> dict[str, Any]:
+    """How a run ends, as the step says with which undoing begins."""
+    return {"state": ending.state, "reason": ending.reason, "error": ending.error}
+
+
+def _ended(claimed: Claim, end: Mapping[str, Any], failed: Mapping[str, str]) -> Ending:
+    """The end that was decided; what could not be undone is an error of a run that has failed."""
     if failed and end["error"] is not None:
         return _failed_for_good(claimed, not_undone(failed, end["reason"]))
     return Ending(

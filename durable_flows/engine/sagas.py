@@ -8,7 +8,7 @@ on with after a crash, whatever the handler would do now.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -93,9 +93,18 @@ class Remedies:
                 yield from perform(place, work, remedy.retries, remedy.atomic)
             except StepError as error:
                 failed[key] = f"{error.name}: {error.message}"
-        for key, why in failed.items():
-            yield Write(partial(self._journal.warn, key + UNDO, f"not undone: {why}"))
+        yield Write(partial(self._warn, failed))
         return failed
+
+    def give_up(self, why: str) -> dict[str, str]:
+        """Undo nothing more. Returns what is not undone: step → why."""
+        failed = dict.fromkeys(self._left(), why)
+        self._warn(failed)
+        return failed
+
+    def _warn(self, failed: Mapping[str, str]) -> None:
+        for key, why in failed.items():
+            self._journal.warn(key + UNDO, f"not undone: {why}")
 
     def _left(self) -> list[str]:
         """The steps that are to be undone and are not yet, the last first."""
@@ -108,7 +117,7 @@ class Remedies:
         return recorded.value if recorded and recorded.state == StepState.DONE else None
 
 
-def not_undone(failed: dict[str, str], reason: str) -> UndoFailed:
+def not_undone(failed: Mapping[str, str], reason: str) -> UndoFailed:
     """The error of a run of which not everything could be undone."""
     listed = "; ".join(f"{key!r} ({why})" for key, why in failed.items())
     return UndoFailed(f"not undone: {listed}; the run had failed: {reason}")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 from django.test import override_settings
 
-from durable_flows import Event, Step, flow, retry
+from durable_flows import Event, Step, cancel, flow, retry
 from durable_flows.engine import execute, failpoints, ring, solitude
 from durable_flows.engine.claim import claim
 from durable_flows.engine.route import route
@@ -190,3 +190,70 @@ def test_a_suspect_that_executes_for_long_keeps_the_others_away_no_longer(
     third = solitude.take()
     assert third is not None
     solitude.leave(third)
+
+
+# -- with something to undo --------------------------------------------------------------------
+
+
+@pytest.fixture
+def deadly() -> set[str]:
+    """What ends the process: a step, the code between steps, the undo."""
+    return set()
+
+
+@pytest.fixture
+def trip(deadly: set[str]) -> Counter[str]:
+    calls: Counter[str] = Counter()
+
+    def die_in(place: str) -> None:
+        calls.update([place])
+        if place in deadly:
+            raise Crash(place)
+
+    @flow("trip", on="a/b")
+    def trip(step: Step) -> None:
+        step.saga().run("book", lambda: None, undo=lambda result: die_in("undo"))
+        die_in("code")
+        step.run("deadly", die_in, "step")
+
+    return calls
+
+
+def test_what_it_has_done_is_undone_before_it_fails(deadly: set[str], trip: Counter[str]) -> None:
+    deadly.add("step")
+    run = send("a/b")
+    advance("1h")
+    assert (run_of(run).state, run_of(run).error["name"]) == ("failed", "PoisonRun")
+    assert (trip["step"], trip["undo"]) == (4, 1)
+    assert run_of(run).warnings == {}
+
+
+@pytest.mark.parametrize(
+    ("places", "tried"), [({"code"}, {"code": 5}), ({"step", "undo"}, {"step": 4, "undo": 4})]
+)
+def test_what_its_workers_die_of_undoing_is_said(
+    places: set[str], tried: dict[str, int], deadly: set[str], trip: Counter[str]
+) -> None:
+    """Of the undo itself, or of the handler's code that is replayed before it."""
+    deadly.update(places)
+    run = send("a/b")
+    advance("1h")
+    failed = run_of(run)
+    assert {place: trip[place] for place in places} == tried
+    assert (failed.state, failed.error["name"]) == ("failed", "UndoFailed")
+    assert "'book' (each worker that tried to undo it died)" in failed.reason
+    assert "PoisonRun" in failed.reason
+    assert "not undone" in failed.warnings["book#undo"]
+
+
+def test_a_cancelled_run_of_which_workers_die_stays_cancelled(
+    deadly: set[str], trip: Counter[str]
+) -> None:
+    deadly.add("undo")
+    run = send("a/b")
+    with crash_at("step_ran", "deadly"):
+        drain()
+    cancel(run_of(run).id)
+    advance("1h")
+    assert run_of(run).state == "cancelled"
+    assert "not undone" in run_of(run).warnings["book#undo"]
