@@ -13,7 +13,7 @@ from django.db import connections, transaction
 from durable_flows import CancelOn, Step, cancel, flow
 from durable_flows.engine import execute, failpoints, finish, leases, ring, sql
 from durable_flows.engine.claim import claim
-from durable_flows.engine.journal import _MINE
+from durable_flows.engine.fence import MINE
 from durable_flows.engine.route import route
 from durable_flows.models import Due, Run
 from durable_flows.models import Event as Stored
@@ -170,7 +170,7 @@ def test_a_run_is_not_taken_over_while_a_step_of_it_is_being_recorded() -> None:
     with elsewhere() as submit:
         with transaction.atomic():
             fence = {"run": claimed.run_id, "lease": claimed.lease}
-            sql.execute(f"{_MINE} SELECT 1 FROM mine", fence)
+            sql.execute(f"{MINE} SELECT 1 FROM mine", fence)
             meanwhile = submit(lambda: len(claim(ring.default_queue(), 10)))
             assert meanwhile.result(PATIENCE) == 0  # the row is in hand: skipped, not waited for
         assert submit(lambda: len(claim(ring.default_queue(), 10))).result(PATIENCE) == 1

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from unittest.mock import patch
 
 from durable_flows import Step, flow
-from durable_flows.engine import execute, in_threads, journal
+from durable_flows.engine import execute, fence, in_threads
 from durable_flows.engine.history import Claim
 from durable_flows.models import Run, Wait
 from durable_flows.testing import send
@@ -84,7 +84,7 @@ def nudge_seen_against_event() -> Scenario:
         stage=stage,
         actors=[("slice", slice_of), ("router", routing)],
         holds=holds,
-        meanwhile=lambda: patch.object(journal, "LOOK_AGAIN", 0.0),
+        meanwhile=lambda: patch.object(fence, "LOOK", 0.0),
         twins=[
             Twin(
                 without="another look by those who wait, after a nudge",
