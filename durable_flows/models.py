@@ -405,14 +405,15 @@ class Admission(models.Model):
 class BulkAction(models.Model):
     """The same command for all runs that fit. The ticks carry it out, a batch at a time."""
 
-    id = models.UUIDField(primary_key=True, editable=False)
+    id = models.UUIDField(primary_key=True, editable=False, help_text="That of its command.")
     kind = models.CharField(max_length=10, choices=_choices(BulkKind))
     filters = models.TextField(help_text="JSON text: which runs.")
     reason = models.TextField(default="")
     created_by = models.TextField(default="", help_text="Who asks, for people.")
     rate = models.FloatField(null=True, help_text="Runs a second at most, on the average.")
     state = models.CharField(max_length=10, choices=_choices(BulkState), default=BulkState.RUNNING)
-    total = models.BigIntegerField(help_text="Runs that fitted when it was asked for.")
+    total = models.BigIntegerField(default=0, help_text="Runs that fitted, as far as counted.")
+    counted = models.UUIDField(null=True, help_text="The last run that was counted; null: all are.")
     seen = models.BigIntegerField(default=0, help_text="How many of them it has looked at.")
     done = models.BigIntegerField(default=0, help_text="For how many it has asked.")
     place = models.UUIDField(help_text="The last run that it has looked at.")

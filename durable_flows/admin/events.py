@@ -206,6 +206,8 @@ class EventAdmin(ReadOnly):
             return showing.NOTHING
         if event.name == events.WITHDRAW:
             return showing.event_link(event.target, "the event")
+        if event.name == events.BEGIN_BULK:
+            return f"many runs, to {event.target} them"
         if as_uuid(event.target):
             return format_html("run {}", showing.run_link(event.target))
         url = reverse("admin:durable_flows_run_changelist")

@@ -1,6 +1,7 @@
 """The same command for many runs: chosen by a filter, paced, a batch at a time.
 
-The runs are those that were there when it was asked for; whether they fit is looked at when their turn has
+It is asked for by a command, as anything is: the router stores the bulk action, under the command's id. The
+runs are those that were there when it was asked for; whether they fit is looked at when their turn has
 come. See `paced` for that.
 """
 
@@ -14,18 +15,18 @@ from datetime import date, datetime
 from typing import Any
 
 from django.utils import timezone
-from uuid_utils.compat import uuid7
 
 from durable_flows import conf, models
 from durable_flows.engine import ingest, ring, sql, stored
 from durable_flows.errors import BulkActionOver, ExpressionFailed, InvalidOption, UnknownBulkAction
 from durable_flows.querysets import RunQuerySet
 from durable_flows.registry import Flow
-from durable_flows.rules import clock, events, expressions
+from durable_flows.rules import clock, events, expressions, payload
 from durable_flows.rules.selection import Selection, per_second
 from durable_flows.rules.states import TERMINAL, BulkKind, BulkState, RunState
 
-AT_ONCE = 500  # runs looked at by one statement
+AT_ONCE = 500  # runs asked for in one transaction
+SPAN = 5_000  # runs among which one statement looks for those that fit: a filter may find few
 NOBODY = uuid.UUID(int=0)
 CANCEL_ALL, REPLAY = "cancel_all()", "replay()"
 
@@ -63,6 +64,7 @@ def cancel_all(
     Raises:
         InvalidOption, InvalidDuration, InvalidExpression: an argument cannot be understood, or
             nothing says which runs are meant.
+        InvalidEvent: they cannot be stored, or are too large together for an event.
     """
     asked = selection(
         CANCEL_ALL,
@@ -73,7 +75,7 @@ def cancel_all(
         reason_contains=reason_contains,
         if_=if_,
     )
-    return str(begin(BulkKind.CANCEL, asked, reason=reason, rate=rate, by=by))
+    return ask(BulkKind.CANCEL, asked, reason=reason, rate=rate, by=by)
 
 
 def replay(
@@ -108,6 +110,7 @@ def replay(
 
     Raises:
         InvalidOption, InvalidDuration, InvalidExpression: an argument cannot be understood.
+        InvalidEvent: they cannot be stored, or are too large together for an event.
     """
     asked = selection(
         REPLAY,
@@ -118,7 +121,7 @@ def replay(
         reason_contains=reason_contains,
         if_=if_,
     )
-    return str(begin(BulkKind.REPLAY, asked, reason=reason, rate=rate, by=by))
+    return ask(BulkKind.REPLAY, asked, reason=reason, rate=rate, by=by)
 
 
 def cancel_bulk(bulk_id: str | uuid.UUID, *, reason: str = "") -> str:
@@ -152,15 +155,16 @@ class Progress:
 
     Attributes:
         kind: cancel or replay.
-        state: running, done or cancelled.
-        total: runs that its filter found when it was asked for, its expression left out of account.
+        state: running, done or cancelled; running from the moment it was asked for.
+        total: runs that its filter finds, its expression left out of account; None while these are
+            being counted.
         seen: how many of them it has looked at.
         done: for how many it has asked: those that still fitted.
     """
 
     kind: str
     state: str
-    total: int
+    total: int | None
     seen: int
     done: int
 
@@ -175,7 +179,7 @@ def bulk_progress(bulk_id: str | uuid.UUID) -> Progress:
     return Progress(
         kind=action.kind,
         state=action.state,
-        total=action.total,
+        total=action.total if action.counted is None else None,
         seen=action.seen,
         done=action.done,
     )
@@ -202,6 +206,26 @@ def stop(bulk_id: uuid.UUID) -> None:
 def existing(at: datetime) -> RunQuerySet:
     """The runs that were there at that moment."""
     return models.Run.objects.using(conf.settings().DATABASE).filter(created_at__lte=at)
+
+
+def span(
+    selection: Selection, at: datetime, after: uuid.UUID
+) -> tuple[RunQuerySet, uuid.UUID | None]:
+    """Those that fit among the next runs, as far as their columns say: as many as one look may cost.
+
+    Args:
+        selection: which.
+        at: that were there at that moment.
+        after: behind this one, in the order of ids.
+
+    Returns:
+        They, in this order, and the last run that was looked at; None: there are no more behind them.
+    """
+    known = models.Run.objects.using(conf.settings().DATABASE).filter(pk__gt=after).order_by("pk")
+    walked = known.filter(flow=selection.flow) if selection.flow else known
+    last = walked.values_list("pk", flat=True)[SPAN - 1 : SPAN].first()
+    found = existing(at).selected(selection).filter(pk__gt=after).order_by("pk")
+    return (found.filter(pk__lte=last) if last else found), last
 
 
 def count(selection: Selection) -> int:
@@ -260,33 +284,53 @@ def _check_cancellable(found: Selection) -> None:
         )
 
 
-def begin(kind: BulkKind, asked: Selection, *, reason: str, rate: str | None, by: str) -> uuid.UUID:
-    """Store a bulk action; nothing else is touched. Returns its id."""
+def ask(kind: BulkKind, asked: Selection, *, reason: str, rate: str | None, by: str) -> str:
+    """Store the command that begins a bulk action. Returns its id, which is that of both."""
     what = CANCEL_ALL if kind == BulkKind.CANCEL else REPLAY
     for name, text in (("reason", reason), ("by", by)):
         _check_text(what, name, text)
-    ingest.check_database()
-    now, bulk_id = clock.now(), uuid7()
+    carried = {
+        "selection": asdict(asked),
+        "reason": reason,
+        "by": by,
+        "rate": None if rate is None else per_second(rate, what=f"{what}, rate="),
+    }
+    return str(ingest.command(events.BEGIN_BULK, kind.value, carried, _same))
+
+
+def _same(command_id: uuid.UUID) -> uuid.UUID:
+    """One router takes what begins and what stops a bulk action."""
+    return command_id
+
+
+def begin(command_id: uuid.UUID) -> None:
+    """Store the bulk action that this command asks for, unless that was done before."""
+    rows = sql.execute(
+        "SELECT target, data, received_at FROM durable_flows_event WHERE id = %(id)s",
+        {"id": command_id},
+    )
+    kind, data, asked_at = rows[0]
+    asked = payload.loads(data)
     sql.insert(
         models.BulkAction,
         {
-            "id": [bulk_id],
-            "kind": [kind.value],
-            "filters": [json.dumps(asdict(asked))],
-            "reason": [reason],
-            "created_by": [by],
-            "rate": [None if rate is None else per_second(rate, what=f"{what}, rate=")],
+            "id": [command_id],
+            "kind": [kind],
+            "filters": [json.dumps(asked["selection"])],
+            "reason": [asked["reason"]],
+            "created_by": [asked["by"]],
+            "rate": [asked["rate"]],
             "state": [BulkState.RUNNING.value],
-            "total": [existing(now).selected(asked).count()],
+            "total": [0],
+            "counted": [NOBODY],
             "seen": [0],
             "done": [0],
             "place": [NOBODY],
-            "next_at": [now],
-            "created_at": [now],
+            "next_at": [clock.now()],
+            "created_at": [sql.moment(asked_at)],
         },
     )
     sql.on_commit(ring.tick)
-    return bulk_id
 
 
 def as_id(bulk_id: Any) -> uuid.UUID:
@@ -300,10 +344,21 @@ def as_id(bulk_id: Any) -> uuid.UUID:
 def _action(bulk_id: Any) -> models.BulkAction:
     wanted = as_id(bulk_id)
     actions = models.BulkAction.objects.using(conf.settings().DATABASE)
-    action = actions.filter(pk=wanted).first()
-    if action is None:
-        raise UnknownBulkAction(f"there is no bulk action {wanted}")
-    return action
+    return actions.filter(pk=wanted).first() or _asked_for(wanted)
+
+
+def _asked_for(bulk_id: uuid.UUID) -> models.BulkAction:
+    """One that the router has not begun yet. Raises `UnknownBulkAction`."""
+    commands = models.Event.objects.using(conf.settings().DATABASE).filter(name=events.BEGIN_BULK)
+    command = commands.filter(pk=bulk_id).only("target", "quarantined", "error").first()
+    if command is None:
+        raise UnknownBulkAction(f"there is no bulk action {bulk_id}")
+    if command.quarantined:
+        why = command.error.partition("\n")[0]
+        raise UnknownBulkAction(
+            f"bulk action {bulk_id} has not begun, its command was set aside: {why}"
+        )
+    return models.BulkAction(id=bulk_id, kind=command.target, counted=NOBODY)
 
 
 def _over(action: models.BulkAction) -> BulkActionOver:

@@ -100,6 +100,10 @@ def _withdraw(command: Routed, done: Obeyed) -> None:
     withdraw.check(_target(command))  # the first transaction has taken it back
 
 
+def _begin_bulk(command: Routed, done: Obeyed) -> None:
+    bulk.begin(command.id)
+
+
 def _stop_bulk(command: Routed, done: Obeyed) -> None:
     bulk.stop(_target(command))
 
@@ -114,6 +118,7 @@ _OBEY: dict[str, Callable[[Routed, Obeyed], None]] = {
     events.RERUN: _rerun,
     events.SKIP: _skip,
     events.WITHDRAW: _withdraw,
+    events.BEGIN_BULK: _begin_bulk,
     events.STOP_BULK: _stop_bulk,
 }
 _LOCKING = frozenset({events.CANCEL, events.RETRY, events.SKIP})

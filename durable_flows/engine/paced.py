@@ -3,6 +3,9 @@
 Each batch is a transaction: it takes the row of the bulk action, asks for the next runs, in the order of
 their ids, and notes how far it has come. So what dies is gone on with where it was, each run is asked
 for once, and two that carry on at once do not do the same.
+
+How many runs there are is counted in pieces as well, ahead of the batches: no statement looks at more runs
+than `bulk.SPAN`, however few of them fit.
 """
 
 from __future__ import annotations
@@ -10,9 +13,11 @@ from __future__ import annotations
 import json
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+
+from django.db.models import QuerySet
 
 from durable_flows import conf, models
 from durable_flows.engine import bulk, failpoints, ingest, sql
@@ -22,35 +27,60 @@ from durable_flows.rules.states import BulkKind, BulkState
 
 logger = logging.getLogger(__name__)
 
-BATCHES = 10  # of one bulk action in one tick
+BATCHES = 10  # of one bulk action in one tick, and pieces that are counted of it
 ACTIONS = 100  # in one tick
 
 
 def carry_on() -> int:
-    """Carry on with the bulk actions whose time has come. Returns for how many runs was asked.
+    """Carry on with the bulk actions whose time has come. Returns how many batches were done.
 
     One that fails, since its expression cannot be read here for instance, holds up nobody.
     """
-    due = (
-        models.BulkAction.objects.using(conf.settings().DATABASE)
-        .filter(state=BulkState.RUNNING, next_at__lte=clock.now())
-        .order_by("next_at")
-        .values_list("pk", flat=True)[:ACTIONS]
-    )
-    return sum(_carry_on(bulk_id) for bulk_id in list(due))
+    actions = models.BulkAction.objects.using(conf.settings().DATABASE)
+    running = actions.filter(state=BulkState.RUNNING).order_by("next_at")
+    _each(running.filter(counted__isnull=False), count_on)
+    return _each(running.filter(next_at__lte=clock.now()), next_batch)
 
 
-def _carry_on(bulk_id: uuid.UUID) -> int:
+def _each(actions: QuerySet[models.BulkAction], do: Callable[[uuid.UUID], int | None]) -> int:
+    ids = list(actions.values_list("pk", flat=True)[:ACTIONS])
+    return sum(_in_turn(bulk_id, do) for bulk_id in ids)
+
+
+def _in_turn(bulk_id: uuid.UUID, do: Callable[[uuid.UUID], int | None]) -> int:
     count = 0
     try:
-        for _ in range(BATCHES):
-            asked = next_batch(bulk_id)
-            if asked is None:
-                break
-            count += asked
+        while count < BATCHES and do(bulk_id) is not None:
+            count += 1
     except Exception:
         logger.exception("bulk action %s could not be carried on with; trying again", bulk_id)
     return count
+
+
+def count_on(bulk_id: uuid.UUID) -> int | None:
+    """Count the next piece of the runs that fit.
+
+    Returns:
+        How many were found; None: all have been counted, or it is over.
+    """
+    rows = sql.execute(
+        "SELECT filters, created_at, counted FROM durable_flows_bulkaction "
+        "WHERE id = %(id)s AND state = 'running' AND counted IS NOT NULL",
+        {"id": bulk_id},
+    )
+    if not rows:
+        return None
+    filters, created_at, counted = rows[0]
+    selection = Selection.from_dict(json.loads(filters))
+    runs, last = bulk.span(selection, sql.moment(created_at), sql.uid(counted))
+    found = runs.count()
+    # Whoever has counted the same piece meanwhile has moved the place on.
+    sql.execute(
+        "UPDATE durable_flows_bulkaction SET total = total + %(found)s, counted = %(last)s "
+        "WHERE id = %(id)s AND counted = %(counted)s",
+        {"id": bulk_id, "found": found, "last": last, "counted": sql.uid(counted)},
+    )
+    return found
 
 
 def next_batch(bulk_id: uuid.UUID) -> int | None:
@@ -83,8 +113,8 @@ class _Found:
 
     Attributes:
         asked: the runs that fit.
-        seen: how many were looked at.
-        place: the last of these.
+        seen: how many that fit, their expression left out of account, were looked at.
+        place: the last run that was looked at, whether it fitted or not.
         is_last: whether there are no more.
     """
 
@@ -130,8 +160,8 @@ class _Batch:
 
     def read(self) -> _Found:
         """The next runs that fit, as far as they may be asked for now."""
-        runs = bulk.existing(self.created_at).selected(self.selection).filter(pk__gt=self.place)
-        page = list(runs.order_by("pk").only("pk", "event_id")[: bulk.AT_ONCE])
+        runs, last = bulk.span(self.selection, self.created_at, self.place)
+        page = list(runs.only("pk", "event_id")[: bulk.AT_ONCE])
         fits = bulk.fitting(self.selection, page)
         asked: list[uuid.UUID] = []
         for number, run in enumerate(page):
@@ -139,8 +169,9 @@ class _Batch:
                 return _Found(asked, seen=number, place=page[number - 1].pk)
             if run.pk in fits:
                 asked.append(run.pk)
-        place = page[-1].pk if page else self.place
-        return _Found(asked, seen=len(page), place=place, is_last=len(page) < bulk.AT_ONCE)
+        if len(page) == bulk.AT_ONCE:
+            return _Found(asked, seen=len(page), place=page[-1].pk)
+        return _Found(asked, seen=len(page), place=last or self.place, is_last=last is None)
 
     def next_after(self, asked: int) -> datetime:
         """When the next may be asked for."""
@@ -162,7 +193,10 @@ def _note(batch: _Batch, found: _Found) -> None:
     sql.execute(
         "UPDATE durable_flows_bulkaction SET seen = seen + %(seen)s, done = done + %(asked)s, "
         "place = %(place)s, next_at = %(next_at)s::timestamptz, state = %(state)s, "
-        "ended_at = %(ended_at)s::timestamptz WHERE id = %(id)s",
+        "ended_at = %(ended_at)s::timestamptz, "
+        # Whoever has seen all has counted all.
+        "total = CASE WHEN %(is_last)s AND counted IS NOT NULL THEN seen + %(seen)s ELSE total END, "
+        "counted = CASE WHEN NOT %(is_last)s THEN counted END WHERE id = %(id)s",
         {
             "id": batch.bulk_id,
             "seen": found.seen,
@@ -171,6 +205,7 @@ def _note(batch: _Batch, found: _Found) -> None:
             "next_at": batch.next_after(len(found.asked)),
             "state": state.value,
             "ended_at": clock.now() if found.is_last else None,
+            "is_last": found.is_last,
         },
     )
 

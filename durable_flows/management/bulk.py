@@ -70,6 +70,8 @@ def run(
 ) -> None:
     """Count, ask, and carry it out here; ticks elsewhere help, and go on if this process dies.
 
+    It is begun here too, so that nobody need route: a router that does the same changes nothing.
+
     Raises:
         CommandError: an argument means nothing, or nobody is there to be asked.
     """
@@ -80,10 +82,11 @@ def run(
         if options["dry_run"] or not count or not (options["yes"] or _is_sure(kind, count, ask)):
             return
         wanted = {name: options[name] for name in ("reason", "rate", "by")}
-        bulk_id = str(bulk.begin(kind, selection, **wanted))
+        bulk_id = bulk.ask(kind, selection, **wanted)
     except InvalidInput as error:
         raise CommandError(str(error)) from error
     try:
+        bulk.begin(bulk.as_id(bulk_id))
         _carry_out(bulk_id, out)
     except KeyboardInterrupt:
         _break_off(bulk_id, out)
@@ -110,6 +113,7 @@ def _is_sure(kind: BulkKind, count: int, ask: Callable[[str], str]) -> bool:
 def _carry_out(bulk_id: str, out: OutputWrapper) -> None:
     bar = _Bar(out)
     while True:
+        paced.count_on(bulk.as_id(bulk_id))
         asked = paced.next_batch(bulk.as_id(bulk_id))
         progress = bulk.bulk_progress(bulk_id)
         bar.show(progress)
@@ -138,12 +142,17 @@ class _Bar:
         """How far it has come."""
         if not self._is_shown:
             return
-        part = min(1.0, progress.seen / progress.total) if progress.total else 1.0
-        filled = "#" * int(part * WIDTH)
         end = "\n" if progress.state != BulkState.RUNNING else ""
-        text = f"\r[{filled:<{WIDTH}}] {progress.seen:,} of {progress.total:,}, asked for {progress.done:,}"
+        text = f"\r{_how_far(progress)}, asked for {progress.done:,}"
         self._out.write(text + end, ending="")
         self._out.flush()
+
+
+def _how_far(progress: bulk.Progress) -> str:
+    if progress.total is None:
+        return f"[{'?' * WIDTH}] {progress.seen:,}, counting how many there are"
+    part = min(1.0, progress.seen / progress.total) if progress.total else 1.0
+    return f"[{'#' * int(part * WIDTH):<{WIDTH}}] {progress.seen:,} of {progress.total:,}"
 
 
 def _runs(count: int) -> str:

@@ -223,14 +223,15 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name='BulkAction',
             fields=[
-                ('id', models.UUIDField(editable=False, primary_key=True, serialize=False)),
+                ('id', models.UUIDField(editable=False, help_text='That of its command.', primary_key=True, serialize=False)),
                 ('kind', models.CharField(choices=[('cancel', 'cancel'), ('replay', 'replay')], max_length=10)),
                 ('filters', models.TextField(help_text='JSON text: which runs.')),
                 ('reason', models.TextField(default='')),
                 ('created_by', models.TextField(default='', help_text='Who asks, for people.')),
                 ('rate', models.FloatField(help_text='Runs a second at most, on the average.', null=True)),
                 ('state', models.CharField(choices=[('running', 'running'), ('done', 'done'), ('cancelled', 'cancelled')], default='running', max_length=10)),
-                ('total', models.BigIntegerField(help_text='Runs that fitted when it was asked for.')),
+                ('total', models.BigIntegerField(default=0, help_text='Runs that fitted, as far as counted.')),
+                ('counted', models.UUIDField(help_text='The last run that was counted; null: all are.', null=True)),
                 ('seen', models.BigIntegerField(default=0, help_text='How many of them it has looked at.')),
                 ('done', models.BigIntegerField(default=0, help_text='For how many it has asked.')),
                 ('place', models.UUIDField(help_text='The last run that it has looked at.')),

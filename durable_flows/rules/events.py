@@ -13,7 +13,8 @@ from durable_flows.rules import payload
 
 RESERVED = "flows/"
 
-#: Commands are events that ask the engine for something; their target is a flow's or a run's id.
+#: Commands are events that ask the engine for something; their target is what they are about: mostly the
+#: id of a flow or a run.
 START = "flows/function.invoked"
 CANCEL = "flows/run.cancel"
 RETRY = "flows/run.retry"
@@ -23,6 +24,7 @@ ENDED = "flows/run.ended"
 DECIDED = "flows/approval.decided"
 SKIP = "flows/run.skip"
 WITHDRAW = "flows/event.withdraw"
+BEGIN_BULK = "flows/bulk.begin"
 STOP_BULK = "flows/bulk.cancel"
 
 NAME_LENGTH = 256

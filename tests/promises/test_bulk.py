@@ -6,7 +6,8 @@ import uuid
 from datetime import timedelta
 
 import pytest
-from django.db import transaction
+from django.db import connection, transaction
+from django.test.utils import CaptureQueriesContext
 
 from durable_flows import (
     NonRetriableError,
@@ -17,7 +18,9 @@ from durable_flows import (
     flow,
     replay,
 )
-from durable_flows.engine import bulk, paced
+from durable_flows.engine import bulk, paced, sql
+from durable_flows.engine.quarantine import reroute
+from durable_flows.engine.route import route
 from durable_flows.engine.tick import tick
 from durable_flows.errors import (
     BulkActionOver,
@@ -66,7 +69,7 @@ def reruns() -> int:
     return Run.objects.filter(origin__isnull=False).count()
 
 
-def progress(bulk_id: str) -> tuple[str, int, int, int]:
+def progress(bulk_id: str) -> tuple[str, int | None, int, int]:
     found = bulk_progress(bulk_id)
     return found.state, found.total, found.seen, found.done
 
@@ -172,6 +175,90 @@ def test_a_rollback_undoes_it():
     assert not BulkAction.objects.exists()
 
 
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    "ask", [lambda: cancel_all("rests"), lambda: replay("fails"), lambda: cancel_all(if_="true")]
+)
+def test_in_the_callers_transaction_an_event_is_inserted_and_nothing_else(ask):
+    told: list[str] = []
+    sql.observers.append(told.append)
+    try:
+        with transaction.atomic(), CaptureQueriesContext(connection) as by_the_orm:
+            ask()
+    finally:
+        sql.observers.remove(told.append)
+    told += [query["sql"] for query in by_the_orm]
+    of_tables = {text for text in told if "durable_flows_" in text}
+    assert {text.split(" (")[0] for text in of_tables} - {"INSERT INTO durable_flows_counter"} == {
+        "INSERT INTO durable_flows_event"
+    }
+
+
+def test_it_is_running_from_the_moment_it_was_asked_for():
+    play("rest", 2)
+    asked = cancel_all("rests")
+    assert bulk_progress(asked).kind == "cancel"
+    assert progress(asked) == ("running", None, 0, 0)
+    route()
+    assert progress(asked) == ("running", None, 0, 0)
+    drain()
+    assert progress(asked) == ("done", 2, 2, 2)
+
+
+def test_it_can_be_cancelled_in_the_transaction_that_asks_for_it():
+    (run,) = play("rest")
+    with transaction.atomic():
+        asked = cancel_all("rests")
+        cancel_bulk(asked)
+    drain()
+    assert progress(asked) == ("cancelled", None, 0, 0)
+    assert run_of(run).state == "started"
+    assert not Event.objects.filter(name=events.STOP_BULK).exclude(error="").exists()
+
+
+def test_one_whose_command_was_set_aside_is_none(monkeypatch):
+    def fail(_):
+        raise RuntimeError("of a fault in the engine")
+
+    play("rest")
+    with monkeypatch.context() as broken:
+        broken.setattr(bulk, "begin", fail)
+        asked = cancel_all("rests")
+        drain()
+    with pytest.raises(
+        UnknownBulkAction, match=r"was set aside: RuntimeError: of a fault in the engine$"
+    ):
+        bulk_progress(asked)
+    reroute([uuid.UUID(asked)])
+    drain()
+    assert progress(asked) == ("done", 1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    "place", ["between_routing_transactions", "command_obeyed", "before_routed_commit"]
+)
+def test_it_begins_once_though_routers_die(place):
+    runs = play("rest", 2)
+    asked = cancel_all("rests", rate="1000/s")
+    with crash_at(place) as crash:
+        advance("1 minute")
+    assert crash.happened
+    assert BulkAction.objects.get().pk == uuid.UUID(asked)
+    assert progress(asked) == ("done", 2, 2, 2)
+    assert {run_of(run).state for run in runs} == {"cancelled"}
+
+
+def test_a_router_that_comes_late_begins_nothing_anew():
+    play("rest", 2)
+    asked = cancel_all("rests")
+    bulk.begin(uuid.UUID(asked))
+    while paced.next_batch(uuid.UUID(asked)) is not None:
+        pass
+    assert progress(asked) == ("done", 2, 2, 2)
+    drain()
+    assert progress(asked) == ("done", 2, 2, 2)
+
+
 # -- replay ----------------------------------------------------------------------------------
 
 
@@ -233,10 +320,38 @@ def test_very_many_take_several_batches(monkeypatch):
     monkeypatch.setattr(paced, "BATCHES", 2)
     play("fail", 9)
     asked = replay("fails", rate="10000/s")
-    assert paced.carry_on() <= 4
+    route()
+    assert paced.carry_on() == 2
     advance("1h")
     assert reruns() == 9
     assert progress(asked) == ("done", 9, 9, 9)
+
+
+@pytest.mark.parametrize("others", [0, 1, 2, 3])
+def test_few_among_very_many_are_looked_for_in_pieces(monkeypatch, others):
+    monkeypatch.setattr(bulk, "SPAN", 2)
+    for n in range(5):
+        play("rest", others)
+        play("fail", 2, why="money" if n % 2 else "time")
+    for said in ({"flow": "fails"}, {"state": "failed"}):
+        Run.objects.filter(origin__isnull=False).delete()
+        asked = replay(**said, reason_contains="no money", rate="10000/s")
+        advance("1h")
+        assert progress(asked) == ("done", 4, 4, 4)
+        assert reruns() == 4
+
+
+def test_they_are_counted_ahead_however_slowly_it_goes(monkeypatch):
+    monkeypatch.setattr(bulk, "SPAN", 2)
+    monkeypatch.setattr(paced, "BATCHES", 2)
+    play("fail", 9)
+    asked = replay("fails", rate="1/d")
+    route()
+    seen = []
+    for _ in range(3):
+        paced.carry_on()
+        seen.append(bulk_progress(asked).total)
+    assert seen == [None, None, 9]
 
 
 def test_the_commands_name_the_bulk_action_they_come_from():
@@ -303,6 +418,7 @@ def test_each_run_is_asked_for_once_though_whoever_carries_it_out_dies(monkeypat
 def test_the_tick_carries_it_out():
     play("rest", 2)
     cancel_all("rests")
+    route()
     assert tick()
     assert bulk_progress(str(BulkAction.objects.get().pk)).state == "done"
 
@@ -312,6 +428,7 @@ def test_one_that_fails_holds_up_nobody(monkeypatch, caplog):
     play("fail")
     broken = cancel_all(if_="event.data.n == 0", by="ada")
     replay("fails")
+    route()
     BulkAction.objects.filter(pk=broken).update(filters='{"states": [], "if_": "no expression ("}')
     advance("1 minute")
     assert reruns() == 1

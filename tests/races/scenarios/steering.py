@@ -298,11 +298,11 @@ def tick_against_tick_on_a_bulk_action() -> Scenario:
         for _ in range(3):
             send("a/b")
         drain()
-        return UUID(replay("fails", rate="1000/s"))
+        asked = UUID(replay("fails", rate="1000/s"))
+        route()
+        return asked
 
     def carry_on(bulk_id: UUID) -> None:
-        with unseen():
-            replay("others")
         for _ in range(3):
             paced.next_batch(bulk_id)
 
@@ -330,6 +330,79 @@ def tick_against_tick_on_a_bulk_action() -> Scenario:
     )
 
 
+def tick_against_tick_that_counts() -> Scenario:
+    """Both count the runs of a bulk action: each run is counted once."""
+    flow("any", on="a/b")(lambda: None)
+
+    def stage() -> UUID:
+        for _ in range(3):
+            send("a/b")
+        drain()
+        asked = UUID(replay("any", state="completed", rate="1000/s"))
+        route()
+        return asked
+
+    def count(bulk_id: UUID) -> None:
+        while paced.count_on(bulk_id) is not None:
+            pass
+
+    def holds(bulk_id: UUID, _: Sequence[object]) -> str:
+        total = bulk_progress(bulk_id).total
+        assert total == 3, f"{total} of 3 runs"
+        return "once each"
+
+    return Scenario(
+        stage=stage,
+        actors=[("one", count), ("other", count)],
+        holds=holds,
+        sampled=200,
+        meanwhile=lambda: patch.object(bulk, "SPAN", 1),
+        twins=[
+            Twin(
+                without="the condition that it was counted up to here",
+                rewrite=cutting(r" AND counted = %\(counted\)s", of="SET total"),
+            ),
+        ],
+    )
+
+
+def beginning_a_bulk_action_by_hand_against_router() -> Scenario:
+    """Whoever is at the command line begins what the router begins too."""
+    flow("any", on="a/b")(lambda: None)
+
+    def stage() -> UUID:
+        send("a/b")
+        drain()
+        return UUID(replay("any", state="completed"))
+
+    def by_hand(bulk_id: UUID) -> None:
+        bulk.begin(bulk_id)
+        while paced.next_batch(bulk_id) is not None:
+            pass
+
+    def holds(bulk_id: UUID, _: Sequence[object]) -> str:
+        drain()
+        assert BulkAction.objects.get().pk == bulk_id
+        again = Run.objects.filter(origin__isnull=False).count()
+        assert again == 1, f"done again {again} times"
+        command = Event.objects.get(pk=bulk_id)
+        assert not command.error, command.error
+        return bulk_progress(bulk_id).state
+
+    return Scenario(
+        stage=stage,
+        actors=[("by hand", by_hand), ("router", routing)],
+        holds=holds,
+        sampled=100,
+        twins=[
+            Twin(
+                without="the conflict clause of the bulk action",
+                rewrite=cutting(" ON CONFLICT DO NOTHING", of="INTO durable_flows_bulkaction"),
+            ),
+        ],
+    )
+
+
 def cancelling_a_bulk_action_against_tick() -> Scenario:
     """What is cancelled goes no further, whatever a tick that has begun makes of it."""
 
@@ -342,6 +415,7 @@ def cancelling_a_bulk_action_against_tick() -> Scenario:
             send("a/b")
         drain()
         bulk_id = UUID(cancel_all("rests"))
+        route()
         cancel_bulk(bulk_id)
         return bulk_id
 
@@ -373,6 +447,8 @@ def cancelling_a_bulk_action_against_tick() -> Scenario:
 
 RACES = [
     tick_against_tick_on_a_bulk_action,
+    tick_against_tick_that_counts,
+    beginning_a_bulk_action_by_hand_against_router,
     cancelling_a_bulk_action_against_tick,
     rerun_with_an_output_against_router,
     skip_against_wait,
