@@ -38,9 +38,10 @@ _FIND_WAIT = (
     "JOIN durable_flows_due d ON d.run_id = w.run_id AND d.lease = %(lease)s "
     "WHERE w.id = %(id)s::uuid"
 )
+#: One that an event has ended a moment ago too: nobody takes notice of it, so the event is not used up.
 _CLOSE = (
-    "UPDATE durable_flows_wait SET settled_at = %(now)s::timestamptz, outcome = 'closed' "
-    "WHERE {ids} AND settled_at IS NULL"
+    "UPDATE durable_flows_wait SET settled_at = %(now)s::timestamptz, outcome = 'closed', "
+    "event_id = NULL WHERE {ids} AND (settled_at IS NULL OR kind = 'step' AND outcome = 'event')"
 )
 
 

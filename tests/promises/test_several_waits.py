@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from durable_flows import Awaited, flow, send
+from durable_flows.engine.route import route
 from durable_flows.models import Wait
 from durable_flows.testing import advance, crash_at, drain
 from tests.promises.staging import again, played
@@ -195,3 +196,25 @@ def test_what_cannot_be_waited_for_is_refused_with_the_reason(call, message):
         call(step)
 
     assert message in played().reason
+
+
+def test_an_event_that_comes_as_a_race_is_lost_is_there_for_the_next_wait():
+    """It has ended the wait of the loser, of which nobody takes notice any more."""
+
+    def reply_too_late() -> str:
+        send("reply")
+        route()
+        return "first"
+
+    @flow("asks", on="go")
+    def asks(step):
+        first = step.race(
+            lambda: step.wait_for_event("reply", event="reply", timeout="1h"),
+            step.later.run("act", reply_too_late),
+        )
+        again = step.wait_for_event("again", event="reply", timeout="1h", since="run")
+        return [first, again and again.name]
+
+    run = played()
+    advance("2h")
+    assert again(run).result == ["first", "reply"]

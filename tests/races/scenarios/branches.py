@@ -38,19 +38,20 @@ def decision_against_event() -> Scenario:
 
     def holds(run: Claim, _: Sequence[object]) -> str:
         result, wait = Run.objects.get(pk=run.run_id).result, Wait.objects.get()
-        assert (wait.outcome == "event") == (wait.event_id is not None), "it has ended twice"
+        has_got_it = result == '"replied"'
+        assert (wait.event_id is not None) == has_got_it, "it is used up, and nobody has got it"
         return f"{result} {wait.outcome}"
 
     return Scenario(
         stage=stage,
         actors=[("slice", slice_of), ("router", routing)],
         holds=holds,
-        outcomes=frozenset({'"worked" closed', '"worked" event'}),
+        outcomes=frozenset({'"worked" closed', '"replied" event'}),
         meanwhile=_one_thread,
         twins=[
             Twin(
-                without="closing only what nothing has ended",
-                rewrite=cutting(r" AND settled_at IS NULL", of="outcome = 'closed' WHERE id"),
+                without="taking back what has ended a loser a moment ago",
+                rewrite=cutting(r" OR kind = 'step' AND outcome = 'event'", of="event_id = NULL"),
             ),
         ],
     )
