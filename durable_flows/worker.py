@@ -7,7 +7,8 @@ from typing import Any
 from celery import bootsteps, signals
 
 from durable_flows import conf
-from durable_flows.engine import deployments, execute, ring
+from durable_flows.engine import deployments, ring
+from durable_flows.engine.stop import stopping
 
 
 class Heart(bootsteps.StartStopStep):
@@ -17,7 +18,7 @@ class Heart(bootsteps.StartStopStep):
 
     def __init__(self, worker: Any, **kwargs: Any) -> None:
         self._entry: Any = None
-        execute.stopping.clear()
+        stopping.clear()
         deployments.take_part()  # before the pool forks
         ring.serve(worker.app.amqp.queues.consume_from)
 
@@ -30,7 +31,7 @@ class Heart(bootsteps.StartStopStep):
     def stop(self, worker: Any) -> None:
         """Begin nothing more: the step in hand ends and is recorded, then its run is handed back."""
         deployments.stop_publishing()
-        execute.stopping.set()
+        stopping.set()
         if self._entry is not None:
             self._entry.cancel()
 
@@ -42,4 +43,4 @@ class Heart(bootsteps.StartStopStep):
 @signals.worker_shutting_down.connect
 def _stop_at_once(**_: Any) -> None:
     """From the signal handler: a solo worker comes to `Heart.stop` only when its task has ended."""
-    execute.stopping.set()
+    stopping.set()

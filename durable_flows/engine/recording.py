@@ -10,14 +10,7 @@ from typing import Any
 
 from durable_flows.engine import failpoints, sql
 from durable_flows.engine.fence import MINE
-from durable_flows.engine.history import (
-    STEP_COLUMNS,
-    Claim,
-    Failure,
-    History,
-    Recorded,
-    size_of,
-)
+from durable_flows.engine.history import STEP_COLUMNS, Claim, Failure, History, Recorded, size_of
 from durable_flows.engine.persist import NO_ANSWER
 from durable_flows.engine.replaying import Replaying
 from durable_flows.errors import CancelAsked, LeaseLost

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from django.db import connections, transaction
 
-from durable_flows.engine import execute, fits, ring, sql, versions
+from durable_flows.engine import fits, play, ring, sql, versions
 from durable_flows.engine.claim import COLUMNS, EVENT, read_claim
 from durable_flows.engine.history import Claim, History, Recorded, histories
 from durable_flows.engine.journal import Journal
@@ -103,7 +103,7 @@ def _rehearse(claimed: Claim, history: History) -> Finding | None:
 def _play(flow: Flow, claimed: Claim, history: History) -> Finding | None:
     journal = Rehearsal(claimed, history)
     try:
-        execute.rehearse(flow, claimed, journal)
+        play.rehearse(flow, claimed, journal)
     except (
         Suspend,
         StepError,

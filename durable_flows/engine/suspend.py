@@ -25,7 +25,7 @@ from durable_flows.engine.history import Claim
 from durable_flows.engine.persist import until_answered
 from durable_flows.errors import DurableFlowsError
 from durable_flows.registry import registry
-from durable_flows.rules import clock
+from durable_flows.rules import clock, outcomes
 from durable_flows.rules.states import DueState, RunState
 
 logger = logging.getLogger(__name__)
@@ -89,6 +89,18 @@ def cancelled(claimed: Claim, reason: str = "") -> Ending:
     """The end of a run that was asked to stop."""
     return Ending(
         run_id=claimed.run_id, lease=claimed.lease, state=RunState.CANCELLED, reason=reason
+    )
+
+
+def failed(claimed: Claim, error: BaseException) -> Ending:
+    """The end of a run that no further attempt is made at."""
+    described = outcomes.describe(error)
+    return Ending(
+        run_id=claimed.run_id,
+        lease=claimed.lease,
+        state=RunState.FAILED,
+        error=described,
+        reason=f"{described['name']}: {described['message']}"[:1000],
     )
 
 

@@ -13,7 +13,8 @@ from celery.worker import WorkController
 from celery.worker import state as worker_state
 from django.db import Error as DatabaseError
 
-from durable_flows.engine import deployments, execute, ring, sql
+from durable_flows.engine import deployments, ring, sql
+from durable_flows.engine.stop import stopping
 from durable_flows.management.overrides import flows_settings
 from durable_flows.models import Due
 from durable_flows.registry import registry
@@ -48,7 +49,7 @@ class Worker:
     def stop(self) -> None:
         """Claim nothing more, and let the steps in hand end, for at most `PATIENCE`."""
         self.told.set()
-        execute.stopping.set()
+        stopping.set()
         worker_state.should_stop = os.EX_OK  # type: ignore[assignment]
         ring.tick()  # any message ends the consumer's wait for one
         self._thread.join(PATIENCE)
@@ -101,7 +102,7 @@ def worker(threads: int) -> Iterator[Worker]:
         finally:
             embedded.stop()
             if not embedded.is_alive():
-                execute.stopping.clear()
+                stopping.clear()
                 worker_state.should_stop = None
 
 

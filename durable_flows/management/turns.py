@@ -13,8 +13,9 @@ from django.db import Error as DatabaseError
 from django.db import InterfaceError, OperationalError
 
 from durable_flows import conf
-from durable_flows.engine import deployments, execute, leases, ring, sql, watch
+from durable_flows.engine import deployments, leases, ring, sql, watch
 from durable_flows.engine import tick as housekeeping
+from durable_flows.engine.stop import stopping
 from durable_flows.models import Due, Event
 from durable_flows.rules import clock
 
@@ -39,7 +40,7 @@ def turn_once() -> int:
 
 
 def turn_until_told(interval: float) -> None:
-    """Route and execute everything as it falls due, until SIGINT or SIGTERM, or `execute.stopping`.
+    """Route and execute everything as it falls due, until SIGINT or SIGTERM, or `stopping`.
 
     A database that goes away is waited for.
 
@@ -50,10 +51,10 @@ def turn_until_told(interval: float) -> None:
     failures = 0
     with ring.silence(), _told_by_signals(), deployments.published():
         watch.keep_watch()
-        while not execute.stopping.is_set():
+        while not stopping.is_set():
             try:
                 if not housekeeping.turn_by_hand():
-                    execute.stopping.wait(_rest(interval))
+                    stopping.wait(_rest(interval))
                 failures = 0
             except (OperationalError, InterfaceError) as error:
                 failures += 1
@@ -93,7 +94,7 @@ def _wait_for_database(error: Exception, failures: int) -> None:
         leases.release(run_id, lease)
     with suppress(DatabaseError):
         sql.connection().close()
-    execute.stopping.wait(pause)
+    stopping.wait(pause)
 
 
 def _line(error: Exception) -> str:
@@ -103,13 +104,13 @@ def _line(error: Exception) -> str:
 @contextmanager
 def _told_by_signals() -> Iterator[None]:
     """Let the first SIGINT or SIGTERM ask for an end at the next boundary, the second end at once."""
-    execute.stopping.clear()
+    stopping.clear()
     before: dict[int, Any] = {}
 
     def stop(number: int, frame: Any) -> None:
         _restore(before)
         # Not here: the main thread may be inside wait(), holding the event's own lock.
-        threading.Thread(target=execute.stopping.set, daemon=True).start()
+        threading.Thread(target=stopping.set, daemon=True).start()
 
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -118,7 +119,7 @@ def _told_by_signals() -> Iterator[None]:
         yield
     finally:
         _restore(before)
-        execute.stopping.clear()
+        stopping.clear()
 
 
 def _restore(handlers: dict[int, Any]) -> None:

@@ -15,7 +15,8 @@ from django.core.management import CommandError, call_command
 from django.core.management.base import OutputWrapper
 
 from durable_flows import Event, Step, flow
-from durable_flows.engine import execute, ring
+from durable_flows.engine import ring
+from durable_flows.engine.stop import stopping
 from durable_flows.management import bulk, dev, embedded, rerouting, turns
 from durable_flows.models import BulkAction, Run
 from durable_flows.models import Event as Stored
@@ -329,13 +330,13 @@ def test_a_tick_with_nothing_to_do_says_so() -> None:
 def test_the_loop_ends_at_the_next_boundary_once_it_is_told() -> None:
     @flow("last", on="app/told")
     def last(event: Event, step: Step) -> str:
-        step.run("tell", execute.stopping.set)
+        step.run("tell", stopping.set)
         return "the step in hand was finished"
 
     event_id = send("app/told")
     turns.turn_until_told(0.5)
     assert run_of(event_id).result == "the step in hand was finished"
-    assert not execute.stopping.is_set()
+    assert not stopping.is_set()
 
 
 @pytest.mark.processes

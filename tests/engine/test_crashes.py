@@ -28,10 +28,11 @@ from durable_flows import (
     retry,
     withdraw,
 )
-from durable_flows.engine import execute, failpoints, finish, ring
+from durable_flows.engine import failpoints, finish, ring, slices
 from durable_flows.engine.claim import claim
 from durable_flows.engine.history import History
 from durable_flows.engine.route import route
+from durable_flows.engine.stop import stopping
 from durable_flows.engine.tick import tick
 from durable_flows.errors import InvalidSetting
 from durable_flows.models import Due, Run, Wait
@@ -282,14 +283,14 @@ def test_claimed_runs_survive_a_worker_that_dies_while_it_gives_them_back(place:
     def any_(event: Event) -> None:
         calls.append(event.data["n"])
         if len(calls) == 1:
-            execute.stopping.set()
+            stopping.set()
 
     runs = [send("a/b", {"n": n}) for n in range(3)]
     try:
         with crash_at(place) as crash:
             drain()
     finally:
-        execute.stopping.clear()
+        stopping.clear()
     assert crash.happened
     drain()
     assert calls == [0, 1, 2]
@@ -303,7 +304,7 @@ def test_a_run_survives_a_worker_that_is_told_to_stop_and_dies_over_it(place: st
 
     def first() -> None:
         calls.append("first")
-        execute.stopping.set()
+        stopping.set()
 
     @flow("stops", on="a/b")
     def stops(step: Step) -> str:
@@ -316,7 +317,7 @@ def test_a_run_survives_a_worker_that_is_told_to_stop_and_dies_over_it(place: st
         with crash_at(place) as crash:
             drain()
     finally:
-        execute.stopping.clear()
+        stopping.clear()
     assert crash.happened
     drain()
     assert calls == ["first", "second"]
@@ -412,7 +413,7 @@ def test_an_end_that_is_written_again_does_not_end_the_retry_that_came_between()
     event = send("a/b")
     route()
     (claimed,) = claim(ring.default_queue(), 1)
-    ending = execute.execute(claimed, History())
+    ending = slices.execute(claimed, History())
     assert isinstance(ending, finish.Ending)
     assert finish.end([ending])  # and suppose that its answer was lost
     retry(run_of(event).id)

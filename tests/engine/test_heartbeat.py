@@ -19,6 +19,7 @@ from durable_flows import flow
 from durable_flows.engine import execute, leases, ring, sql, watch
 from durable_flows.engine.claim import claim
 from durable_flows.engine.route import route
+from durable_flows.engine.stop import stopping
 from durable_flows.models import Due
 from durable_flows.models import Event as Stored
 from durable_flows.testing import drain, run_of, send
@@ -76,7 +77,7 @@ def test_a_worker_whose_runs_are_fast_opens_no_second_connection() -> None:
 def test_the_lease_of_a_long_step_is_renewed_until_it_ends(told_to_stop: bool) -> None:
     def take_long() -> bool:
         if told_to_stop:
-            execute.stopping.set()
+            stopping.set()
         end = Due.objects.get().wake_at
         return until(lambda: Due.objects.filter(wake_at__gt=end).exists())
 
@@ -85,7 +86,7 @@ def test_the_lease_of_a_long_step_is_renewed_until_it_ends(told_to_stop: bool) -
     try:
         drain()
     finally:
-        execute.stopping.clear()
+        stopping.clear()
     assert run_of(event).step("x").output is True
 
 

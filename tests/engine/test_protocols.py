@@ -16,6 +16,7 @@ from durable_flows import Run as RunInfo
 from durable_flows.engine import batch, execute, failpoints, ingest, leases, lookback, ring, sql
 from durable_flows.engine.claim import claim
 from durable_flows.engine.route import route
+from durable_flows.engine.stop import stopping
 from durable_flows.models import Due, Run, Wait
 from durable_flows.models import Event as Stored
 from durable_flows.rules import clock
@@ -519,7 +520,7 @@ def test_a_worker_that_is_told_to_stop_begins_no_further_run_and_gives_the_other
     @flow("stops", on="a/b")
     def stops() -> None:
         calls.append(1)
-        execute.stopping.set()
+        stopping.set()
 
     for _ in range(3):
         send("a/b")
@@ -527,7 +528,7 @@ def test_a_worker_that_is_told_to_stop_begins_no_further_run_and_gives_the_other
     try:
         execute_due()
     finally:
-        execute.stopping.clear()
+        stopping.clear()
     assert len(calls) == 1
     assert Due.objects.filter(state="queued", claims=0).count() == 2
     assert leases.held() == {}

@@ -12,6 +12,7 @@ from celery import current_app, signals
 from durable_flows import Run, Step, cancel, flow
 from durable_flows.engine import deployments, execute, failpoints, leases, ring
 from durable_flows.engine.route import route
+from durable_flows.engine.stop import stopping
 from durable_flows.models import Due
 from durable_flows.rules import clock
 from durable_flows.testing import drain, run_of, send
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.django_db
 @pytest.fixture(autouse=True)
 def going_on() -> Iterator[None]:
     yield
-    execute.stopping.clear()
+    stopping.clear()
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def three_steps(calls: list[str]) -> str:
 
     def second() -> str:
         calls.append("second")
-        execute.stopping.set()
+        stopping.set()
         return "2"
 
     @flow("three", on="a/b")
@@ -71,14 +72,14 @@ def test_the_run_is_due_at_once_for_another_worker_which_goes_on(
     assert due.wake_at is not None
     assert due.wake_at <= clock.now()
     assert rung == [ring.default_queue()]
-    execute.stopping.clear()  # that other worker
+    stopping.clear()  # that other worker
     drain()
     assert calls == ["first", "second", "third"]
     assert run_of(three_steps).result == "2"
 
 
 def test_a_run_whose_last_step_was_in_hand_ends() -> None:
-    flow("one", on="a/b")(lambda step: step.run("only", execute.stopping.set))
+    flow("one", on="a/b")(lambda step: step.run("only", stopping.set))
     event = send("a/b")
     drain()
     assert run_of(event).state == "completed"
@@ -94,7 +95,7 @@ def test_a_run_that_suspends_anyway_does_so() -> None:
 
     def stop_before_suspending(place: str, detail: str) -> None:
         if place == "step_recorded":
-            execute.stopping.set()
+            stopping.set()
 
     failpoints.trap = stop_before_suspending
     drain()
@@ -103,10 +104,8 @@ def test_a_run_that_suspends_anyway_does_so() -> None:
 
 def test_a_replay_is_broken_off_too(three_steps: str, calls: list[str]) -> None:
     drain()
-    execute.stopping.clear()
-    failpoints.trap = lambda place, detail: (
-        execute.stopping.set() if place == "histories_read" else None
-    )
+    stopping.clear()
+    failpoints.trap = lambda place, detail: stopping.set() if place == "histories_read" else None
     drain()
     assert calls == ["first", "second"]
     assert Due.objects.get().state == "queued"
@@ -115,7 +114,7 @@ def test_a_replay_is_broken_off_too(three_steps: str, calls: list[str]) -> None:
 def test_a_cancellation_that_was_asked_for_wins() -> None:
     @flow("stops", on="a/b")
     def stops(step: Step, run: Run) -> None:
-        execute.stopping.set()
+        stopping.set()
         cancel(run.id, reason="told so")
         route()
         step.run("x", lambda: None)
@@ -139,13 +138,11 @@ def test_a_handler_that_swallows_the_signal_is_handed_back_all_the_same(after: s
 
     event = send("a/b")
     route()
-    failpoints.trap = lambda place, detail: (
-        execute.stopping.set() if place == "histories_read" else None
-    )
+    failpoints.trap = lambda place, detail: stopping.set() if place == "histories_read" else None
     drain()
     assert (run_of(event).activity, run_of(event).attempts) == ("queued", {})
     failpoints.trap = None
-    execute.stopping.clear()
+    stopping.clear()
     drain()
     assert run_of(event).result == "done"
 
@@ -156,13 +153,13 @@ def test_a_celery_worker_that_stops_in_either_way_says_so_to_the_engine(method: 
     heart = Heart(worker)
     ring.serve(())
     deployments.leave()
-    assert not execute.stopping.is_set()
+    assert not stopping.is_set()
     getattr(heart, method)(worker)
-    assert execute.stopping.is_set()
+    assert stopping.is_set()
 
 
 def test_a_solo_worker_that_gets_the_signal_in_a_step_does_not_wait_for_the_end_of_its_task() -> (
     None
 ):
     signals.worker_shutting_down.send(sender="worker", sig="SIGTERM", how="Warm", exitcode=0)
-    assert execute.stopping.is_set()
+    assert stopping.is_set()

@@ -21,7 +21,16 @@ from durable_flows import (
     rerun,
     retry,
 )
-from durable_flows.engine import audience, deadlines, deployments, execute, finish, ring, sql
+from durable_flows.engine import (
+    audience,
+    deadlines,
+    deployments,
+    execute,
+    finish,
+    ring,
+    slices,
+    sql,
+)
 from durable_flows.engine.claim import claim
 from durable_flows.engine.history import History
 from durable_flows.engine.route import route
@@ -260,7 +269,7 @@ def test_an_end_that_is_written_again_is_told_of_once():
     send("go")
     route()
     (claimed,) = claim(ring.default_queue(), 1)
-    ending = execute.execute(claimed, History())
+    ending = slices.execute(claimed, History())
     assert isinstance(ending, finish.Ending)
     assert finish.end([ending])  # and suppose that its answer was lost
     assert finish.end([ending]) == []
@@ -317,7 +326,7 @@ def test_an_end_that_nobody_hears_of_is_one_statement():
     send("go")
     route()
     (claimed,) = claim(ring.default_queue(), 1)
-    ending = execute.execute(claimed, History())
+    ending = slices.execute(claimed, History())
     assert isinstance(ending, finish.Ending)
     sent: list[str] = []
     sql.observers.append(sent.append)

@@ -214,9 +214,9 @@ def test_a_run_of_a_flow_that_its_router_did_not_know_takes_the_newest_version_a
 def test_a_run_that_was_purged_before_its_version_was_decided_is_let_go():
     from durable_flows import models
     from durable_flows.engine.claim import claim
-    from durable_flows.engine.execute import execute
     from durable_flows.engine.history import History
     from durable_flows.engine.ring import default_queue
+    from durable_flows.engine.slices import execute
     from durable_flows.engine.suspend import Unknown
 
     known = declared(1)

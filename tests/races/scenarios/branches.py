@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from unittest.mock import patch
 
 from durable_flows import Step, flow
-from durable_flows.engine import execute, fence, in_threads
+from durable_flows.engine import fence, in_threads, play
 from durable_flows.engine.history import Claim
 from durable_flows.models import Run, Wait
 from durable_flows.testing import send
@@ -17,7 +17,7 @@ from tests.races.stage import claimed, routing, slice_of
 
 def _one_thread() -> AbstractContextManager[object]:
     """Branches are executed one after the other: schedules can be repeated."""
-    return patch.object(execute, "_is_alone", lambda: True)
+    return patch.object(play, "_is_alone", lambda: True)
 
 
 def decision_against_event() -> Scenario:

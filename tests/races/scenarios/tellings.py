@@ -11,7 +11,7 @@ from unittest.mock import patch
 from uuid_utils.compat import uuid7
 
 from durable_flows import NonRetriableError, Step, cancel, flow
-from durable_flows.engine import audience, execute, finish, ingest, ring
+from durable_flows.engine import audience, finish, ingest, ring, slices
 from durable_flows.engine.claim import claim
 from durable_flows.engine.history import Claim, History
 from durable_flows.engine.route import route
@@ -156,7 +156,7 @@ def told_end_repeated_against_retry() -> Scenario:
     def stage() -> Broken:
         calls.clear()
         run = claimed("a/b")
-        ending = execute.execute(run, History())
+        ending = slices.execute(run, History())
         assert isinstance(ending, finish.Ending)
         ingest.command(events.RETRY, str(run.run_id), {}, lambda _: run.run_id)
         return Broken(ending)
