@@ -12,7 +12,8 @@ from django.db import OperationalError, ProgrammingError
 
 from durable_flows import On, Step, flow
 from durable_flows.engine import commands, failpoints, quarantine, sql
-from durable_flows.engine.route import _Turns, route
+from durable_flows.engine.route import route
+from durable_flows.engine.turns import Turns
 from durable_flows.models import Event as Stored
 from durable_flows.rules import clock, events, expressions
 from durable_flows.testing import Crash, advance, crash_at, drain, run_of, runs_of, send
@@ -376,7 +377,7 @@ def test_only_where_a_condition_is_evaluated_a_commit_comes_before(
 
 def test_routers_of_one_process_take_turns_where_the_database_has_no_lock() -> None:
     """Three in the gap between one's two transactions would think an event that it has in hand deadly."""
-    turns = _Turns()
+    turns = Turns()
     came: list[str] = []
 
     def work() -> None:
@@ -389,7 +390,7 @@ def test_routers_of_one_process_take_turns_where_the_database_has_no_lock() -> N
 
 
 def test_a_router_that_fails_leaves_the_turn_to_the_next() -> None:
-    turns = _Turns()
+    turns = Turns()
 
     def fail() -> None:
         raise ZeroDivisionError

@@ -13,6 +13,7 @@ from django.db import connections, transaction
 
 from durable_flows import CancelOn, Step, cancel, flow, rerun, retry
 from durable_flows.engine import failpoints, route, shards
+from durable_flows.engine.hand import Routing
 from durable_flows.engine.shards import Shard
 from durable_flows.models import Event as Stored
 from durable_flows.models import Run, Signature
@@ -52,7 +53,7 @@ def elsewhere() -> Iterator[Callable[[Callable[[], object]], Future[object]]]:
 
 
 def route_shard(index: int, count: int = 2) -> int:
-    done = route.Routing()
+    done = Routing()
     route._route_shard(Shard(index, count), done)
     return done.events
 

@@ -11,6 +11,7 @@ from django.db import transaction
 
 from durable_flows import CancelOn, On, Step, flow
 from durable_flows.engine import lookback, quarantine, route
+from durable_flows.engine.hand import Routing
 from durable_flows.engine.shards import Shard, number_of
 from durable_flows.models import Admission, Due, Event, EventMatch, Run
 from durable_flows.testing import send
@@ -83,7 +84,7 @@ def router_against_router() -> Scenario:
 
 def _two_shards(names: Sequence[str], *twins: Twin) -> Scenario:
     def router(index: int) -> Callable[[object], None]:
-        return lambda _: route._route_shard(Shard(index, 2), route.Routing())
+        return lambda _: route._route_shard(Shard(index, 2), Routing())
 
     return Scenario(
         stage=lambda: [UUID(send(name)) for name in names],
