@@ -9,11 +9,10 @@ ends, and whatever still waits is cancelled.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import Context, copy_context
 from dataclasses import dataclass
@@ -21,11 +20,12 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from asgiref.sync import ThreadSensitiveContext, async_to_sync, sync_to_async
-from django.db import connections
+from asgiref.sync import async_to_sync, sync_to_async
 
 from durable_flows.engine import scopes
+from durable_flows.engine.calls import Calls
 from durable_flows.engine.desk import LOOK, Desk, Note
+from durable_flows.engine.flight import Flight, Loop, cancel_all
 from durable_flows.engine.journal import Journal
 from durable_flows.engine.scopes import (
     ENDS_OF_A_SLICE,
@@ -40,10 +40,6 @@ from durable_flows.engine.scopes import (
 )
 from durable_flows.errors import Suspend
 from durable_flows.rules import clock
-
-THREADS = 32  # of one slice, for the plain functions of its steps
-ROUNDS = 200  # of the loop, without a step, after which nothing goes on any more
-CANCELS = 10  # of tasks that do not end when they are cancelled
 
 
 @dataclass(eq=False, slots=True)
@@ -84,12 +80,11 @@ class Tasks:
         self._alone = alone
         self._desk = Desk()
         self._nudges = journal.nudges
-        self._threads = ThreadPoolExecutor(THREADS, "durable-flows-step")
         self._parked: set[_Asked] = set()
         self._groups: set[asyncio.Event] = set()
-        self._in_flight = 0
+        self._flight = Flight()
+        self._calls = Calls(self._flight, alone=alone)
         self._is_over = False
-        self._rests: asyncio.Event
         self._loop: asyncio.AbstractEventLoop
 
     # -- in the slice's own thread -------------------------------------------------------------
@@ -110,7 +105,7 @@ class Tasks:
         finally:
             self._desk.close()
             # What is to be undone must have come to its end before.
-            self._threads.shutdown(wait=bool(self._journal.intents))
+            self._calls.close(wait=bool(self._journal.intents))
             if self._is_over:
                 self._main.stopped = self._end()
         return result
@@ -128,7 +123,7 @@ class Tasks:
 
         def work() -> None:
             try:
-                with asyncio.Runner(loop_factory=lambda: _Loop(self)) as runner:
+                with asyncio.Runner(loop_factory=lambda: Loop(self._flight)) as runner:
                     done.set_result(runner.run(self._execute(handler, arguments)))
             except BaseException as error:
                 done.set_exception(error)
@@ -223,14 +218,14 @@ class Tasks:
         if isinstance(wanted, Write):
             return await self._ask(wanted.work)
         if isinstance(wanted, Call):
-            return await self._call(wanted)
+            return await self._calls.call(wanted)
         return await self._together(wanted)
 
     async def _ask(self, work: Callable[[], Any]) -> Any:
         if self._is_over:
             raise asyncio.CancelledError
         asked = _Asked(work, self._loop.create_future(), scopes.here())
-        self.departs()
+        self._flight.departs()
         if self._alone:
             await self._try_alone(asked)
         else:
@@ -241,7 +236,7 @@ class Tasks:
         try:
             then = await sync_to_async(self._try)(asked)
         except asyncio.CancelledError:
-            self.lands()
+            self._flight.lands()
             raise
         then()
 
@@ -252,7 +247,7 @@ class Tasks:
             asked.answer.set_result(found)
         else:
             asked.answer.set_exception(error)
-        self.lands()
+        self._flight.lands()
 
     def _park(self, asked: _Asked, until: datetime | None) -> None:
         """Let it rest; it is none of the run's waits any more if whoever awaits it is cancelled."""
@@ -262,7 +257,7 @@ class Tasks:
             asked.answer.add_done_callback(lambda _: self._forget(asked))
         for group in self._groups:
             group.set()  # there may be room for one more branch
-        self.lands()
+        self._flight.lands()
 
     def _resume(self, asked: _Asked) -> None:
         """Once the slice is over it stays parked, and its time is that of the next."""
@@ -272,55 +267,6 @@ class Tasks:
     def _forget(self, asked: _Asked) -> None:
         if not self._is_over:
             self._parked.discard(asked)
-
-    def departs(self) -> None:
-        """Something is in flight: the slice does not end before it lands."""
-        self._in_flight += 1
-
-    def lands(self) -> None:
-        """Something that was in flight is so no more."""
-        self._in_flight -= 1
-        if not self._in_flight:
-            self._rests.set()
-
-    async def _call(self, wanted: Call) -> Any:
-        self.departs()
-        try:
-            with scopes.within(wanted.key):
-                if inspect.iscoroutinefunction(wanted.work):
-                    return await self._apart(wanted.work)
-                result = await self._in_a_thread(wanted.work)
-                if hasattr(result, "__await__"):
-                    return await self._apart(lambda: result)
-                return result
-        finally:
-            self.lands()
-
-    async def _in_a_thread(self, work: Callable[[], Any]) -> Any:
-        if self._alone:
-            return await sync_to_async(work)()
-        context = copy_context()
-
-        def call() -> Any:
-            try:
-                return context.run(work)
-            finally:
-                connections.close_all()
-
-        return await self._loop.run_in_executor(self._threads, call)
-
-    async def _apart(self, work: Callable[[], Any]) -> Any:
-        """Await a step's coroutine; what it asks of the ORM has a thread of its own."""
-        async with ThreadSensitiveContext():
-            return await self._with_orm(work())
-
-    async def _with_orm(self, coroutine: Awaitable[Any]) -> Any:
-        """Await it, and close the connections of the thread that has worked for it."""
-        try:
-            return await coroutine
-        finally:
-            if not self._alone:
-                await sync_to_async(connections.close_all)()
 
     async def _together(self, wanted: Together) -> Ends:
         waiting = deque(range(len(wanted.branches)))
@@ -370,39 +316,28 @@ class Tasks:
     async def _execute(self, handler: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
         """The handler, until it ends or nothing goes on any more."""
         self._loop = asyncio.get_running_loop()
-        self._rests = asyncio.Event()
         self._loop.set_task_factory(self._begin)  # type: ignore[arg-type]
         with scopes.main_line():
-            main = asyncio.Task(self._with_orm(handler(**arguments)), loop=self._loop)
+            main = asyncio.Task(self._calls.with_orm(handler(**arguments)), loop=self._loop)
             watch = asyncio.Task(self._until_nothing_goes_on(), loop=self._loop)
         await asyncio.wait({main, watch}, return_when=asyncio.FIRST_COMPLETED)
         if self._journal.recalls:
             await self._until_all_are_at_rest()
         self._is_over = not main.done()
-        await _cancel_all()
+        await cancel_all()
         return await main
 
     async def _until_nothing_goes_on(self) -> None:
         """Come to an end once nothing is in flight, something is parked, and the loop is at rest."""
         while True:
-            await self._rests.wait()
-            self._rests.clear()
-            if await self._is_at_rest() and self._parked:
+            await self._flight.landed()
+            if await self._flight.is_at_rest() and self._parked:
                 return
 
     async def _until_all_are_at_rest(self) -> None:
         """Let branches for which nobody waits go as far as they are recorded."""
-        while not await self._is_at_rest():
-            await self._rests.wait()
-            self._rests.clear()
-
-    async def _is_at_rest(self) -> bool:
-        """Whether the handler does nothing more by itself; from one step to the next is some rounds."""
-        for _ in range(ROUNDS):
-            await asyncio.sleep(0)
-            if self._in_flight:
-                return False
-        return True
+        while not await self._flight.is_at_rest():
+            await self._flight.landed()
 
     def _begin(
         self,
@@ -425,22 +360,6 @@ class Tasks:
         return task
 
 
-class _Loop(asyncio.SelectorEventLoop):
-    """Counts as in flight what is done for it in threads: the ORM between two steps."""
-
-    def __init__(self, tasks: Tasks) -> None:
-        super().__init__()
-        self._tasks = tasks
-
-    def run_in_executor(  # type: ignore[override]
-        self, executor: Any, func: Any, *args: Any
-    ) -> asyncio.Future[Any]:
-        self._tasks.departs()
-        future: asyncio.Future[Any] = super().run_in_executor(executor, func, *args)
-        future.add_done_callback(lambda _: self._tasks.lands())
-        return future
-
-
 async def _first_of(going: Mapping[asyncio.Task[End], int], room: asyncio.Event) -> None:
     """Wait until a branch has ended, or there may be room for one more."""
     until_room = asyncio.Task(room.wait())
@@ -448,14 +367,3 @@ async def _first_of(going: Mapping[asyncio.Task[End], int], room: asyncio.Event)
         await asyncio.wait({*going, until_room}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         until_room.cancel()
-
-
-async def _cancel_all() -> None:
-    """Cancel whatever is left; who catches that, more than once."""
-    for _ in range(CANCELS):
-        left = asyncio.all_tasks() - {asyncio.current_task()}
-        if not left:
-            return
-        for task in left:
-            task.cancel()
-        await asyncio.wait(left, timeout=1.0)
