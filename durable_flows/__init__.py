@@ -53,6 +53,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from durable_flows.declare import flow
     from durable_flows.engine.approvals import Decision, decide
     from durable_flows.engine.awaited import AsyncStep
     from durable_flows.engine.bulk import bulk_progress, cancel_all, cancel_bulk, replay
@@ -70,13 +71,12 @@ if TYPE_CHECKING:
         RetryAfterError,
         StepError,
     )
-    from durable_flows.registry import flow
     from durable_flows.rules.backoff import Delays, Exponential, Fixed, Retries
     from durable_flows.rules.events import Event
     from durable_flows.rules.options import Awaited, CancelOn, On, Timeouts
 
 _HOMES = {
-    "durable_flows.registry": ("flow",),
+    "durable_flows.declare": ("flow",),
     "durable_flows.rules.options": ("On", "CancelOn", "Timeouts", "Awaited"),
     "durable_flows.rules.backoff": ("Retries", "Exponential", "Fixed", "Delays"),
     "durable_flows.rules.events": ("Event",),

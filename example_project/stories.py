@@ -16,9 +16,10 @@ from typing import Any
 
 from django.conf import settings
 
+from durable_flows.flows import Flow
 from durable_flows.management.overrides import flows_settings
 from durable_flows.models import Run
-from durable_flows.registry import Flow, registry
+from durable_flows.registry import registry
 from example_project.shop.shoppers import Ended, compare
 
 

@@ -27,8 +27,8 @@ import durable_flows
 from durable_flows import Event, Step, conf, errors, testing
 from durable_flows.checks import check_settings
 from durable_flows.engine import arguments
+from durable_flows.flows import Flow
 from durable_flows.management.commands import flows as flows_command
-from durable_flows.registry import Flow
 from durable_flows.rules import (
     backoff,
     causality,
@@ -305,7 +305,7 @@ def test_limits_md_says_what_the_code_says() -> None:
         "characters of an event's name": events.NAME_LENGTH,
         "characters of an event's `id`": events.ID_LENGTH,
         "characters of an event's `v`": events.V_LENGTH,
-        "characters of a flow's id": importlib.import_module("durable_flows.registry").ID_LENGTH,
+        "characters of a flow's id": importlib.import_module("durable_flows.declare").ID_LENGTH,
         "characters of a step's id": arguments.ID_LENGTH,
         "triggers of a flow": options.MOST_TRIGGERS,
         "`cancel_on` rules of a flow": options.MOST_CANCELS,

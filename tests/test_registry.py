@@ -6,7 +6,9 @@ import pytest
 
 from durable_flows import CancelOn, Fixed, Retries, flow
 from durable_flows.errors import DuplicateFlow, InvalidHandler, InvalidOption
-from durable_flows.registry import PARAMETERS, Flow, Registry, registry
+from durable_flows.flows import Flow
+from durable_flows.handlers import PARAMETERS
+from durable_flows.registry import Registry, registry
 
 
 def declare(id="mine", **options):

@@ -17,8 +17,9 @@ from durable_flows.engine import failpoints, inherit, notes, sagas, signatures, 
 from durable_flows.engine.inherit import Inheritance
 from durable_flows.engine.stored import Routed
 from durable_flows.errors import IllegalTransition, UnknownRun
+from durable_flows.flows import Flow
 from durable_flows.models import Admission, Due, Run, Wait
-from durable_flows.registry import Flow, registry
+from durable_flows.registry import registry
 from durable_flows.rules import causality, clock, deadlines, events, keys, payload
 from durable_flows.rules.equalities import Condition
 from durable_flows.rules.events import Event

@@ -11,8 +11,9 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from durable_flows import conf
+from durable_flows.declare import check_id
 from durable_flows.errors import InvalidOption, InvalidPayload, UnserialisableResult
-from durable_flows.registry import Flow, check_id
+from durable_flows.flows import Flow
 from durable_flows.rules import clock, durations, payload
 from durable_flows.rules.backoff import Retries
 from durable_flows.rules.options import Awaited, check_awaited_name, longest_wait

@@ -16,7 +16,7 @@ from durable_flows.engine.deferred import Later
 from durable_flows.engine.tools.branches import MAX_IN_FLIGHT
 from durable_flows.engine.tools.sends import MAPPED_AT_ONCE
 from durable_flows.engine.wanted import Since
-from durable_flows.registry import Flow
+from durable_flows.flows import Flow
 from durable_flows.rules.backoff import Retries
 from durable_flows.rules.events import Event
 from durable_flows.rules.options import Awaited as AwaitedEvent

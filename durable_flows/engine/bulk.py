@@ -19,8 +19,8 @@ from django.utils import timezone
 from durable_flows import conf, models
 from durable_flows.engine import ingest, ring, sql, stored
 from durable_flows.errors import BulkActionOver, ExpressionFailed, InvalidOption, UnknownBulkAction
+from durable_flows.flows import Flow
 from durable_flows.querysets import RunQuerySet
-from durable_flows.registry import Flow
 from durable_flows.rules import clock, events, expressions, payload
 from durable_flows.rules.selection import Selection, per_second
 from durable_flows.rules.states import TERMINAL, BulkKind, BulkState, RunState

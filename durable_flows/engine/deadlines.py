@@ -12,8 +12,9 @@ from datetime import datetime
 
 from durable_flows.engine import cancel, failpoints, sql
 from durable_flows.engine.history import Claim
+from durable_flows.flows import Flow
 from durable_flows.models import Due
-from durable_flows.registry import Flow, registry
+from durable_flows.registry import registry
 from durable_flows.rules import clock, deadlines
 
 AT_ONCE = 100  # runs cancelled by one transaction

@@ -22,7 +22,7 @@ from uuid_utils.compat import uuid7
 from durable_flows import conf, models
 from durable_flows.engine import clocksync, ring, shards, sql
 from durable_flows.errors import InvalidEvent, WrongDatabase
-from durable_flows.registry import Flow, provide
+from durable_flows.flows import Flow, provide
 from durable_flows.rules import clock, events, keys, payload
 from durable_flows.rules.events import Encoded, Event
 from durable_flows.rules.payload import Limits

@@ -19,7 +19,7 @@ from durable_flows.engine.scopes import ENDS_OF_A_SLICE, Scope
 from durable_flows.engine.suspend import Outcome, Sleeping, failed
 from durable_flows.engine.tools.step import Step
 from durable_flows.errors import InvalidPayload, Suspend, SuspendSwallowed, UnserialisableResult
-from durable_flows.registry import Flow
+from durable_flows.flows import Flow
 from durable_flows.rules import clock, outcomes, payload
 from durable_flows.rules.lookback import LookBack
 from durable_flows.rules.states import RunState

@@ -20,7 +20,8 @@ from durable_flows.engine.history import Claim, History, Recorded, histories
 from durable_flows.engine.journal import Journal
 from durable_flows.engine.sagas import UNDOING
 from durable_flows.errors import Diverged, StepError, Suspend
-from durable_flows.registry import Flow, registry
+from durable_flows.flows import Flow
+from durable_flows.registry import registry
 from durable_flows.rules import clock, durations
 from durable_flows.rules.states import StepKind
 

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from durable_flows.engine.history import Claim
-from durable_flows.registry import Flow
+from durable_flows.flows import Flow
 
 _Base = logging.LoggerAdapter[logging.Logger]
 

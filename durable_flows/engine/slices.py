@@ -40,7 +40,7 @@ from durable_flows.engine.suspend import (
 from durable_flows.engine.tools.saga import Undoing
 from durable_flows.engine.tools.step import Step
 from durable_flows.errors import CancelAsked, Diverged, HandBack, LeaseLost, PoisonRun, Suspend
-from durable_flows.registry import Flow
+from durable_flows.flows import Flow
 from durable_flows.rules import causality, clock, poison
 from durable_flows.rules.states import RunState, StepKind
 

@@ -6,7 +6,8 @@ from durable_flows.engine import leases, sql
 from durable_flows.engine.history import Claim
 from durable_flows.engine.persist import until_answered
 from durable_flows.errors import VersionGone
-from durable_flows.registry import Flow, labelled, registry
+from durable_flows.flows import Flow, labelled
+from durable_flows.registry import registry
 
 
 def flow_of(claimed: Claim) -> Flow | None:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from durable_flows.engine import rehearse
-from durable_flows.registry import labelled
+from durable_flows.flows import labelled
 
 WIDTH = 30  # characters of the bar
 

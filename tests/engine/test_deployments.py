@@ -14,9 +14,10 @@ from django.core.management import call_command
 from durable_flows import Step, flow
 from durable_flows.engine import deployments, execute, ring, route, sql
 from durable_flows.engine.tick import tick, turn_by_hand
+from durable_flows.flows import Flow
 from durable_flows.models import Deployment, Due, Run
 from durable_flows.models import Event as Stored
-from durable_flows.registry import Flow, registry
+from durable_flows.registry import registry
 from durable_flows.rules import clock
 from durable_flows.testing import advance, drain, run_of, runs_of, send
 

@@ -11,8 +11,10 @@ from uuid import UUID
 from django.db import transaction
 
 from durable_flows import Event, models
+from durable_flows.declare import flow
 from durable_flows.engine import execute, failpoints, ring
-from durable_flows.registry import Flow, flow, registry
+from durable_flows.flows import Flow
+from durable_flows.registry import registry
 from durable_flows.rules import clock
 from durable_flows.testing import RunView, drain, run_of, send
 

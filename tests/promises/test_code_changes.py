@@ -575,7 +575,7 @@ def test_what_is_neither_strict_nor_not_is_refused(strict: Any):
 
 
 def test_the_code_of_a_strict_flow_is_told_from_other_code():
-    from durable_flows.registry import fingerprint
+    from durable_flows.handlers import fingerprint
 
     def one(step):
         return step.run("a", lambda: {"x"} & {"x", "y"})

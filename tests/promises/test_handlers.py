@@ -21,8 +21,9 @@ from durable_flows import (
 from durable_flows.engine import deadlines
 from durable_flows.engine.route import route
 from durable_flows.errors import DuplicateFlow, InvalidHandler, InvalidOption
+from durable_flows.flows import Flow
 from durable_flows.models import Run
-from durable_flows.registry import Flow, registry
+from durable_flows.registry import registry
 from durable_flows.testing import RunView, advance, drain, run_of, runs_of, send
 from tests.promises.staging import again, played
 

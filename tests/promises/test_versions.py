@@ -10,7 +10,8 @@ import pytest
 from durable_flows import CancelOn, Run, Step, Timeouts, flow, rerun, retry
 from durable_flows.engine.route import route
 from durable_flows.errors import DuplicateFlow, InvalidOption
-from durable_flows.registry import Flow, registry
+from durable_flows.flows import Flow
+from durable_flows.registry import registry
 from durable_flows.testing import advance, drain, run_of, runs_of, send
 from tests.promises.staging import again, forget, played
 

@@ -11,7 +11,7 @@ from durable_flows.engine.history import Recorded
 from durable_flows.engine.scopes import Tool, Write
 from durable_flows.engine.tools.entry import Tools
 from durable_flows.errors import InvalidPayload, UnserialisableResult
-from durable_flows.registry import Flow
+from durable_flows.flows import Flow
 from durable_flows.rules import outcomes
 from durable_flows.rules.events import Event, as_list
 from durable_flows.rules.states import StepKind

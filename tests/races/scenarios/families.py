@@ -15,8 +15,8 @@ from durable_flows.engine import children, finish, ring
 from durable_flows.engine.claim import claim
 from durable_flows.engine.history import Child, Claim
 from durable_flows.engine.route import route
+from durable_flows.flows import Flow
 from durable_flows.models import Due, Event, Run, Wait
-from durable_flows.registry import Flow
 from durable_flows.rules import clock, events
 from durable_flows.rules.states import RunState
 from tests.races.company import unseen
