@@ -13,6 +13,30 @@ class Migration(migrations.Migration):
 
     operations = [
         migrations.CreateModel(
+            name='BulkAction',
+            fields=[
+                ('id', models.UUIDField(editable=False, help_text='That of its command.', primary_key=True, serialize=False)),
+                ('kind', models.CharField(choices=[('cancel', 'cancel'), ('replay', 'replay')], max_length=10)),
+                ('filters', models.TextField(help_text='JSON text: which runs.')),
+                ('reason', models.TextField(default='')),
+                ('created_by', models.TextField(default='', help_text='Who asks, for people.')),
+                ('rate', models.FloatField(help_text='Runs a second at most, on the average.', null=True)),
+                ('state', models.CharField(choices=[('running', 'running'), ('done', 'done'), ('cancelled', 'cancelled')], default='running', max_length=10)),
+                ('total', models.BigIntegerField(default=0, help_text='Runs that fitted, as far as counted.')),
+                ('counted', models.UUIDField(help_text='The last run that was counted; null: all are.', null=True)),
+                ('seen', models.BigIntegerField(default=0, help_text='How many of them it has looked at.')),
+                ('done', models.BigIntegerField(default=0, help_text='For how many it has asked.')),
+                ('place', models.UUIDField(help_text='The last run that it has looked at.')),
+                ('next_at', models.DateTimeField(help_text='When it may go on.')),
+                ('created_at', models.DateTimeField()),
+                ('ended_at', models.DateTimeField(null=True)),
+            ],
+            options={
+                'indexes': [models.Index(condition=models.Q(('state', 'running')), fields=['next_at'], name='bulk_next')],
+                'constraints': [models.CheckConstraint(condition=models.Q(models.Q(('ended_at__isnull', True), ('state', 'running')), models.Q(models.Q(('state', 'running'), _negated=True), ('ended_at__isnull', False)), _connector='OR'), name='bulk_action_ends_when_it_is_over')],
+            },
+        ),
+        migrations.CreateModel(
             name='Event',
             fields=[
                 ('id', models.UUIDField(editable=False, primary_key=True, serialize=False)),
@@ -48,6 +72,62 @@ class Migration(migrations.Migration):
                 ('id', models.UUIDField(primary_key=True, serialize=False)),
                 ('event', models.ForeignKey(db_constraint=False, db_index=False, on_delete=django.db.models.deletion.DO_NOTHING, to='durable_flows.event')),
                 ('created_at', models.DateTimeField()),
+            ],
+        ),
+        migrations.CreateModel(
+            name='Signature',
+            fields=[
+                ('id', models.UUIDField(primary_key=True, serialize=False)),
+                ('event_name', models.CharField(db_index=True, max_length=256)),
+                ('paths', models.TextField(help_text='JSON text: a list of paths.')),
+                ('complete_from', models.BigIntegerField(null=True)),
+            ],
+        ),
+        migrations.CreateModel(
+            name='EventMatch',
+            fields=[
+                ('pk', models.CompositePrimaryKey('match', 'routed', blank=True, editable=False, primary_key=True, serialize=False)),
+                ('match', models.UUIDField()),
+                ('routed', models.BigIntegerField()),
+                ('event', models.ForeignKey(db_constraint=False, db_index=False, on_delete=django.db.models.deletion.DO_NOTHING, to='durable_flows.event')),
+            ],
+        ),
+        migrations.CreateModel(
+            name='Deployment',
+            fields=[
+                ('digest', models.CharField(max_length=64, primary_key=True, serialize=False)),
+                ('flows', models.TextField(help_text='JSON text: the flows, their versions and triggers.')),
+                ('first_seen_at', models.DateTimeField()),
+                ('alive_at', models.DateTimeField()),
+            ],
+        ),
+        migrations.CreateModel(
+            name='Audience',
+            fields=[
+                ('event_name', models.CharField(max_length=256, primary_key=True, serialize=False)),
+                ('until', models.DateTimeField()),
+                ('since', models.DateTimeField(null=True)),
+            ],
+        ),
+        migrations.CreateModel(
+            name='Floor',
+            fields=[
+                ('name', models.CharField(max_length=255, primary_key=True, serialize=False)),
+                ('moment', models.DateTimeField()),
+            ],
+        ),
+        migrations.CreateModel(
+            name='Counter',
+            fields=[
+                ('name', models.CharField(max_length=32, primary_key=True, serialize=False)),
+                ('value', models.BigIntegerField()),
+            ],
+        ),
+        migrations.CreateModel(
+            name='Tick',
+            fields=[
+                ('id', models.SmallIntegerField(primary_key=True, serialize=False)),
+                ('ticked_at', models.DateTimeField()),
             ],
         ),
         migrations.CreateModel(
@@ -136,6 +216,28 @@ class Migration(migrations.Migration):
             ],
         ),
         migrations.CreateModel(
+            name='Admission',
+            fields=[
+                ('pk', models.CompositePrimaryKey('event_id', 'flow', blank=True, editable=False, primary_key=True, serialize=False)),
+                ('event', models.ForeignKey(db_constraint=False, db_index=False, on_delete=django.db.models.deletion.DO_NOTHING, related_name='admissions', to='durable_flows.event')),
+                ('flow', models.CharField(max_length=255)),
+                ('verdict', models.CharField(choices=[('skip', 'skip'), ('join', 'join')], max_length=10)),
+                ('reason', models.TextField()),
+                ('run', models.ForeignKey(db_constraint=False, db_index=False, help_text='The run that it joined.', null=True, on_delete=django.db.models.deletion.DO_NOTHING, related_name='+', to='durable_flows.run')),
+                ('decided_at', models.DateTimeField()),
+            ],
+        ),
+        migrations.CreateModel(
+            name='RunWarning',
+            fields=[
+                ('pk', models.CompositePrimaryKey('run_id', 'about', blank=True, editable=False, primary_key=True, serialize=False)),
+                ('run', models.ForeignKey(db_constraint=False, db_index=False, on_delete=django.db.models.deletion.DO_NOTHING, related_name='warnings', to='durable_flows.run')),
+                ('about', models.CharField(help_text='The step or option concerned.', max_length=255)),
+                ('message', models.TextField()),
+                ('warned_at', models.DateTimeField()),
+            ],
+        ),
+        migrations.CreateModel(
             name='Wait',
             fields=[
                 ('id', models.UUIDField(primary_key=True, serialize=False)),
@@ -189,107 +291,5 @@ class Migration(migrations.Migration):
             options={
                 'permissions': [('decide_approval', 'Can decide approvals')],
             },
-        ),
-        migrations.CreateModel(
-            name='Signature',
-            fields=[
-                ('id', models.UUIDField(primary_key=True, serialize=False)),
-                ('event_name', models.CharField(db_index=True, max_length=256)),
-                ('paths', models.TextField(help_text='JSON text: a list of paths.')),
-                ('complete_from', models.BigIntegerField(null=True)),
-            ],
-        ),
-        migrations.CreateModel(
-            name='EventMatch',
-            fields=[
-                ('pk', models.CompositePrimaryKey('match', 'routed', blank=True, editable=False, primary_key=True, serialize=False)),
-                ('match', models.UUIDField()),
-                ('routed', models.BigIntegerField()),
-                ('event', models.ForeignKey(db_constraint=False, db_index=False, on_delete=django.db.models.deletion.DO_NOTHING, to='durable_flows.event')),
-            ],
-        ),
-        migrations.CreateModel(
-            name='Admission',
-            fields=[
-                ('pk', models.CompositePrimaryKey('event_id', 'flow', blank=True, editable=False, primary_key=True, serialize=False)),
-                ('event', models.ForeignKey(db_constraint=False, db_index=False, on_delete=django.db.models.deletion.DO_NOTHING, related_name='admissions', to='durable_flows.event')),
-                ('flow', models.CharField(max_length=255)),
-                ('verdict', models.CharField(choices=[('skip', 'skip'), ('join', 'join')], max_length=10)),
-                ('reason', models.TextField()),
-                ('run', models.ForeignKey(db_constraint=False, db_index=False, help_text='The run that it joined.', null=True, on_delete=django.db.models.deletion.DO_NOTHING, related_name='+', to='durable_flows.run')),
-                ('decided_at', models.DateTimeField()),
-            ],
-        ),
-        migrations.CreateModel(
-            name='BulkAction',
-            fields=[
-                ('id', models.UUIDField(editable=False, help_text='That of its command.', primary_key=True, serialize=False)),
-                ('kind', models.CharField(choices=[('cancel', 'cancel'), ('replay', 'replay')], max_length=10)),
-                ('filters', models.TextField(help_text='JSON text: which runs.')),
-                ('reason', models.TextField(default='')),
-                ('created_by', models.TextField(default='', help_text='Who asks, for people.')),
-                ('rate', models.FloatField(help_text='Runs a second at most, on the average.', null=True)),
-                ('state', models.CharField(choices=[('running', 'running'), ('done', 'done'), ('cancelled', 'cancelled')], default='running', max_length=10)),
-                ('total', models.BigIntegerField(default=0, help_text='Runs that fitted, as far as counted.')),
-                ('counted', models.UUIDField(help_text='The last run that was counted; null: all are.', null=True)),
-                ('seen', models.BigIntegerField(default=0, help_text='How many of them it has looked at.')),
-                ('done', models.BigIntegerField(default=0, help_text='For how many it has asked.')),
-                ('place', models.UUIDField(help_text='The last run that it has looked at.')),
-                ('next_at', models.DateTimeField(help_text='When it may go on.')),
-                ('created_at', models.DateTimeField()),
-                ('ended_at', models.DateTimeField(null=True)),
-            ],
-            options={
-                'indexes': [models.Index(condition=models.Q(('state', 'running')), fields=['next_at'], name='bulk_next')],
-                'constraints': [models.CheckConstraint(condition=models.Q(models.Q(('ended_at__isnull', True), ('state', 'running')), models.Q(models.Q(('state', 'running'), _negated=True), ('ended_at__isnull', False)), _connector='OR'), name='bulk_action_ends_when_it_is_over')],
-            },
-        ),
-        migrations.CreateModel(
-            name='RunWarning',
-            fields=[
-                ('pk', models.CompositePrimaryKey('run_id', 'about', blank=True, editable=False, primary_key=True, serialize=False)),
-                ('run', models.ForeignKey(db_constraint=False, db_index=False, on_delete=django.db.models.deletion.DO_NOTHING, related_name='warnings', to='durable_flows.run')),
-                ('about', models.CharField(help_text='The step or option concerned.', max_length=255)),
-                ('message', models.TextField()),
-                ('warned_at', models.DateTimeField()),
-            ],
-        ),
-        migrations.CreateModel(
-            name='Deployment',
-            fields=[
-                ('digest', models.CharField(max_length=64, primary_key=True, serialize=False)),
-                ('flows', models.TextField(help_text='JSON text: the flows, their versions and triggers.')),
-                ('first_seen_at', models.DateTimeField()),
-                ('alive_at', models.DateTimeField()),
-            ],
-        ),
-        migrations.CreateModel(
-            name='Audience',
-            fields=[
-                ('event_name', models.CharField(max_length=256, primary_key=True, serialize=False)),
-                ('until', models.DateTimeField()),
-                ('since', models.DateTimeField(null=True)),
-            ],
-        ),
-        migrations.CreateModel(
-            name='Floor',
-            fields=[
-                ('name', models.CharField(max_length=255, primary_key=True, serialize=False)),
-                ('moment', models.DateTimeField()),
-            ],
-        ),
-        migrations.CreateModel(
-            name='Counter',
-            fields=[
-                ('name', models.CharField(max_length=32, primary_key=True, serialize=False)),
-                ('value', models.BigIntegerField()),
-            ],
-        ),
-        migrations.CreateModel(
-            name='Tick',
-            fields=[
-                ('id', models.SmallIntegerField(primary_key=True, serialize=False)),
-                ('ticked_at', models.DateTimeField()),
-            ],
         ),
     ]
