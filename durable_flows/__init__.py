@@ -28,6 +28,7 @@ __all__ = [
     "AsyncStep",
     "Awaited",
     "Decision",
+    "Signal",
     "NonRetriableError",
     "RetryAfterError",
     "StepError",
@@ -40,6 +41,7 @@ __all__ = [
     "retry",
     "rerun",
     "decide",
+    "send_signal",
     "skip",
     "withdraw",
     "cancel_all",
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
     from durable_flows.engine.commands import cancel, rerun, retry, skip, withdraw
     from durable_flows.engine.ingest import asend, send
     from durable_flows.engine.run import Run
+    from durable_flows.engine.signals import send_signal
     from durable_flows.engine.tools.step import Step
     from durable_flows.errors import (
         DurableFlowsError,
@@ -74,17 +77,20 @@ if TYPE_CHECKING:
     from durable_flows.rules.backoff import Delays, Exponential, Fixed, Retries
     from durable_flows.rules.events import Event
     from durable_flows.rules.options import Awaited, CancelOn, On, Timeouts
+    from durable_flows.rules.signals import Signal
 
 _HOMES = {
     "durable_flows.declare": ("flow",),
     "durable_flows.rules.options": ("On", "CancelOn", "Timeouts", "Awaited"),
     "durable_flows.rules.backoff": ("Retries", "Exponential", "Fixed", "Delays"),
     "durable_flows.rules.events": ("Event",),
+    "durable_flows.rules.signals": ("Signal",),
     "durable_flows.engine.run": ("Run",),
     "durable_flows.engine.tools.step": ("Step",),
     "durable_flows.engine.awaited": ("AsyncStep",),
     "durable_flows.engine.approvals": ("Decision", "decide"),
     "durable_flows.engine.ingest": ("send", "asend"),
+    "durable_flows.engine.signals": ("send_signal",),
     "durable_flows.engine.bulk": ("cancel_all", "replay", "cancel_bulk", "bulk_progress"),
     "durable_flows.engine.commands": ("cancel", "retry", "rerun", "skip", "withdraw"),
     "durable_flows.errors": (

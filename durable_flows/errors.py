@@ -341,6 +341,10 @@ class LimitExceeded(NonRetriableError):
     """A run went over one of its limits."""
 
 
+class SignalTaken(NonRetriableError):
+    """Another step waits for a signal of this name."""
+
+
 class UndoFailed(NonRetriableError):
     """A run failed, and a step of its saga could not be undone."""
 

@@ -121,7 +121,7 @@ def _path_of(what: str, form: type[Form] | str | None) -> str:
 
 def request(claim: Claim, key: str, asked: Asked, patience: timedelta) -> Waiting:
     """The wait of a step for a decision, which names the approval."""
-    id_ = keys.wait_id(claim.run_id, key, claim.generation)
+    id_, now = keys.wait_id(claim.run_id, key, claim.generation), clock.now()
     return Waiting(
         id=id_,
         key=key,
@@ -133,7 +133,8 @@ def request(claim: Claim, key: str, asked: Asked, patience: timedelta) -> Waitin
         eligible_from=0,
         routed_since=None,
         received_since=None,
-        expires_at=clock.now() + patience,
+        created_at=now,
+        expires_at=now + patience,
     )
 
 

@@ -20,6 +20,7 @@ from durable_flows.flows import Flow
 from durable_flows.rules.backoff import Retries
 from durable_flows.rules.events import Event
 from durable_flows.rules.options import Awaited as AwaitedEvent
+from durable_flows.rules.signals import Signal
 
 T = TypeVar("T")
 Awaited = Coroutine[Any, Any, T]
@@ -117,6 +118,10 @@ class AsyncStep(Protocol):
         assignees: Sequence[str] = (),
         form: type[Form] | str | None = None,
     ) -> Awaited[Decision | None]: ...
+
+    def wait_for_signal(
+        self, id: str, name: str, *, timeout: str | float | timedelta
+    ) -> Awaited[Signal | None]: ...
 
     def send_event(self, id: str, events: Event | Sequence[Event]) -> Awaited[list[str]]: ...
 

@@ -46,7 +46,7 @@ class Later:
 
     TOOLS = (
         *("run", "sleep", "sleep_until", "send_event", "invoke", "map"),
-        *("wait_for_event", "wait_for_events", "collect", "wait_for_approval"),
+        *("wait_for_event", "wait_for_events", "collect", "wait_for_approval", "wait_for_signal"),
     )
 
     def __getattr__(self, name: str) -> Callable[..., Deferred]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from durable_flows.engine import sql, stored
 from durable_flows.rules import keys, outcomes, payload
-from durable_flows.rules.events import Event
+from durable_flows.rules.events import SIGNALLED, Event
 from durable_flows.rules.states import TERMINAL, RunState, StepKind, WaitKind, WaitOutcome
 
 
@@ -121,9 +121,15 @@ class Waiting:
     eligible_from: int
     routed_since: datetime | None
     received_since: datetime | None
+    created_at: datetime
     expires_at: datetime
     outcome: str = ""
     event: Event | None = None
+
+    @property
+    def is_for_signal(self) -> bool:
+        """Whether one step at a time waits for this, and others that come too late must not get it."""
+        return self.event_name == SIGNALLED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,7 +272,7 @@ def _read_waits(found: dict[uuid.UUID, History], generations: dict[uuid.UUID, in
     awaited: list[uuid.UUID] = []
     for run_id, kind, outcome, *wait in sql.execute(
         "SELECT w.run_id, w.kind, w.outcome, w.id, w.key, w.event_name, w.paths, w.criteria, w.expression, "
-        "w.match, w.eligible_from, w.routed_since, w.received_since, w.expires_at, "
+        "w.match, w.eligible_from, w.routed_since, w.received_since, w.created_at, w.expires_at, "
         f"{stored.columns('e')} "
         "FROM durable_flows_wait w LEFT JOIN durable_flows_event e ON e.id = w.event_id "
         f"WHERE {sql.among('w.run_id', 'runs')} AND w.kind IN ('step', 'child') AND w.outcome <> 'closed' "
@@ -333,7 +339,7 @@ def _child(
 
 def _waiting(outcome: str, row: list[Any]) -> Waiting:
     id_, key, name, paths, criteria, expression, match, *row = row
-    eligible_from, routed, received, expires_at, *event = row
+    eligible_from, routed, received, created_at, expires_at, *event = row
     return Waiting(
         id=sql.uid(id_),
         key=key,
@@ -345,6 +351,7 @@ def _waiting(outcome: str, row: list[Any]) -> Waiting:
         eligible_from=eligible_from,
         routed_since=routed and sql.moment(routed),
         received_since=received and sql.moment(received),
+        created_at=sql.moment(created_at),
         expires_at=sql.moment(expires_at),
         outcome=outcome,
         event=None if event[0] is None else stored.event(event),

@@ -307,7 +307,9 @@ def _dedupe(encoded: Sequence[Encoded], ids: list[uuid.UUID], now: datetime) -> 
 
 
 def _name_for_key(event: Encoded) -> str:
-    """For what a key is unique: an event's name; for what starts a flow, whichever way, the flow."""
+    """For what a key is unique: an event's name, or a signal's; for what starts a flow, the flow."""
+    if event.name == events.SIGNALLED:
+        return f"{events.SIGNALLED} {event.target}"
     return f"{events.START} {event.target}" if event.target else event.name
 
 

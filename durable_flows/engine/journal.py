@@ -10,6 +10,7 @@ import json
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 from durable_flows import conf
 from durable_flows.engine import failpoints, signatures, sql
@@ -18,9 +19,9 @@ from durable_flows.engine.fence import MINE
 from durable_flows.engine.history import Child, Claim, History, Progress, Recorded, Waiting, size_of
 from durable_flows.engine.recording import Recording
 from durable_flows.engine.scopes import Branch
-from durable_flows.errors import Suspend, UnserialisableResult
+from durable_flows.errors import SignalTaken, Suspend, UnserialisableResult
 from durable_flows.rules import clock, durations
-from durable_flows.rules.events import Event
+from durable_flows.rules.events import SIGNALLED, Event
 from durable_flows.rules.states import StepKind, WaitOutcome
 
 LOOK_AGAIN = 1.0  # real seconds after which a wait looks again for an event that is being routed
@@ -37,6 +38,14 @@ _FIND_WAIT = (
     "SELECT w.id FROM durable_flows_wait w "
     "JOIN durable_flows_due d ON d.run_id = w.run_id AND d.lease = %(lease)s "
     "WHERE w.id = %(id)s::uuid"
+)
+#: Who has the name of a signal; nobody, if there is only the run's own due row; no row without the lease.
+_HOLDER = (
+    "SELECT r.id, r.flow, w.key FROM durable_flows_due d "
+    "LEFT JOIN durable_flows_wait w ON w.match = %(match)s::uuid "
+    f"AND w.event_name = '{SIGNALLED}' AND w.settled_at IS NULL "
+    "LEFT JOIN durable_flows_run r ON r.id = w.run_id "
+    "WHERE d.run_id = %(run)s AND d.lease = %(lease)s AND d.state IN ('running', 'cancelling')"
 )
 #: One that an event has ended a moment ago too: nobody takes notice of it, so the event is not used up.
 _CLOSE = (
@@ -223,26 +232,42 @@ class Journal(Recording):
         """Commit the wait, and before it the signature that makes routers look for it."""
         self._persistently(lambda again: signatures.write([(wait.event_name, wait.paths)]))
         failpoints.reach("signature_written", wait.key)
-        self._write(
-            _REGISTER,
-            {
-                "id": wait.id,
-                "key": wait.key,
-                "name": wait.event_name,
-                "paths": json.dumps(wait.paths),
-                "criteria": wait.criteria,
-                "expression": wait.expression,
-                "match": wait.match,
-                "from": wait.eligible_from,
-                "routed_since": wait.routed_since,
-                "received_since": wait.received_since,
-                "expires": wait.expires_at,
-                "now": clock.now(),
-            },
-            find=_FIND_WAIT,
-        )
+        params = {
+            "id": wait.id,
+            "key": wait.key,
+            "name": wait.event_name,
+            "paths": json.dumps(wait.paths),
+            "criteria": wait.criteria,
+            "expression": wait.expression,
+            "match": wait.match,
+            "from": wait.eligible_from,
+            "routed_since": wait.routed_since,
+            "received_since": wait.received_since,
+            "expires": wait.expires_at,
+            "now": wait.created_at,
+        }
+        if wait.is_for_signal:
+            self._persistently(lambda again: self._register_alone(wait, params))
+        else:
+            self._write(_REGISTER, params, find=_FIND_WAIT)
         failpoints.reach("wait_registered", wait.key)
         return wait
+
+    def _register_alone(self, wait: Waiting, params: dict[str, Any]) -> None:
+        """Commit the wait for a signal, unless another step waits for this name.
+
+        Raises:
+            SignalTaken: one does.
+            LeaseLost: the run was taken over.
+        """
+        while not (self._execute(_REGISTER, params) or self._execute(_FIND_WAIT, params)):
+            run_id, flow, key = self._fenced(_HOLDER, params)
+            if run_id is not None:  # else it has just ended: now the name is free
+                raise SignalTaken(
+                    f"signal {wait.criteria!r} is waited for by step {key!r} of run {sql.uid(run_id)} "
+                    f"(flow {flow!r}), and a name has one waiter at a time; put what tells them apart "
+                    "into the name"
+                )
 
     def invoke(self, key: str, invocation: Invocation) -> Recorded:
         """The end of an invoked run: asked for, waited for, and recorded once it has come.

@@ -14,7 +14,8 @@ from typing import Any
 from durable_flows.engine import failpoints, notes, signatures, sql, stored
 from durable_flows.engine.conditions import Judge
 from durable_flows.engine.history import Claim, Waiting
-from durable_flows.rules.events import Event
+from durable_flows.rules import signals
+from durable_flows.rules.events import SIGNALLED, Event
 
 AT_ONCE = 100  # candidates read by one statement
 _FIELDS = 3  # columns before those of the event
@@ -44,7 +45,8 @@ def candidates(claim: Claim, wait: Waiting, judge: Judge) -> list[Event]:
 
 
 def _by_hash(claim: Claim, wait: Waiting, above: int, judge: Judge) -> list[Event]:
-    """With an expression that may refuse very many of them, in the order of the index: page by page."""
+    """Where very many of them may be refused, in the order of the index: page by page."""
+    is_particular = wait.expression or wait.is_for_signal
     while True:
         rows = _read_candidates(
             claim,
@@ -52,11 +54,11 @@ def _by_hash(claim: Claim, wait: Waiting, above: int, judge: Judge) -> list[Even
             "durable_flows_eventmatch m JOIN durable_flows_event e ON e.id = m.event_id "
             "WHERE m.match = %(match)s::uuid AND m.routed > %(above)s",
             number="m.routed",
-            order="m.routed" if wait.expression else "e.deliver_at, e.arrival",
+            order="m.routed" if is_particular else "e.deliver_at, e.arrival",
             above=above,
         )
         found = _accepted(claim, wait, sorted(rows, key=_place), judge)
-        if found or len(rows) < AT_ONCE or not wait.expression:
+        if found or len(rows) < AT_ONCE or not is_particular:
             return found
         above = rows[-1][0]
 
@@ -94,7 +96,8 @@ def _matches(wait: Waiting, event: Event) -> bool:
 
 def _accepted(claim: Claim, wait: Waiting, rows: Sequence[sql.Row], judge: Judge) -> list[Event]:
     """The candidates that the wait's expression accepts; the first is enough where there is one."""
-    events = (stored.event(row[_FIELDS:]) for row in rows)
+    found = (stored.event(row[_FIELDS:]) for row in rows)
+    events = (event for event in found if not signals.is_expired(event, wait.created_at))
     if not wait.expression:
         return list(events)
     asked = judge.of(claim.run_id, wait.key, wait.expression, claim.event)
@@ -115,6 +118,7 @@ def _read_candidates(
         "AND NOT EXISTS (SELECT 1 FROM durable_flows_wait used WHERE used.run_id = %(run)s "
         "AND used.match = %(match)s::uuid AND used.expression = %(expression)s "
         "AND used.kind = 'step' AND used.event_id = e.id) "
+        f"{not_taken('%(match)s::uuid', 'e.id') if wait.is_for_signal else ''}"
         f"ORDER BY {order} LIMIT {AT_ONCE}",
         {
             "run": claim.run_id,
@@ -126,6 +130,14 @@ def _read_candidates(
             "expires": wait.expires_at,
             **params,
         },
+    )
+
+
+def not_taken(match: str, event_id: str) -> str:
+    """A condition: if this is a signal, no step has got it, of whichever run."""
+    return (
+        f"AND NOT EXISTS (SELECT 1 FROM durable_flows_wait taken WHERE taken.match = {match} "
+        f"AND taken.event_name = '{SIGNALLED}' AND taken.event_id = {event_id}) "
     )
 
 

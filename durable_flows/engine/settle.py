@@ -21,7 +21,7 @@ from durable_flows.engine.lookback import CancelHit
 from durable_flows.engine.stored import Routed
 from durable_flows.errors import LeaseLost
 from durable_flows.models import Wait
-from durable_flows.rules import clock
+from durable_flows.rules import clock, signals
 from durable_flows.rules.events import Event
 from durable_flows.rules.states import WaitKind, WaitOutcome
 
@@ -118,6 +118,7 @@ class _Pending:
     expression: str
     eligible_from: int
     received_since: datetime | None
+    created_at: datetime
     expires_at: datetime
     trigger: uuid.UUID
 
@@ -129,6 +130,8 @@ class _Pending:
     def takes(self, routed: Routed) -> bool:
         """Whether this event may end it."""
         if routed.deliver_at > self.expires_at or routed.id == self.trigger:
+            return False
+        if signals.is_expired(routed.event, self.created_at):
             return False
         if self.kind == WaitKind.CANCEL:
             newer_than = (self.received_since, self.eligible_from)
@@ -323,7 +326,7 @@ def _read_pending(
     clauses += ["w.id > %(after)s"] if after is not None else []
     rows = sql.execute(
         "SELECT w.id, w.run_id, w.key, w.kind, w.match, w.expression, w.eligible_from, "
-        "w.received_since, w.expires_at, r.event_id "
+        "w.received_since, w.created_at, w.expires_at, r.event_id "
         "FROM durable_flows_wait w JOIN durable_flows_run r ON r.id = w.run_id "
         f"WHERE {' AND '.join(clauses)} AND w.settled_at IS NULL "
         f"{'ORDER BY w.id' if after is not None else ''} {'LIMIT %(most)s' if most else ''}",
@@ -344,10 +347,12 @@ def _read_pending(
             expression=expression,
             eligible_from=eligible_from,
             received_since=since and sql.moment(since),
+            created_at=sql.moment(created_at),
             expires_at=sql.moment(expires_at),
             trigger=sql.uid(trigger),
         )
-        for id_, run_id, key, kind, match, expression, eligible_from, since, expires_at, trigger in rows
+        for id_, run_id, key, kind, match, expression, eligible_from, *times, trigger in rows
+        for since, created_at, expires_at in [times]
     ]
 
 
@@ -368,6 +373,7 @@ def _end(
         "WHERE used.run_id = durable_flows_wait.run_id AND used.match = durable_flows_wait.match "
         "AND used.expression = durable_flows_wait.expression "
         "AND used.kind = durable_flows_wait.kind AND used.event_id = t.event_id) "
+        f"{lookback.not_taken('durable_flows_wait.match', 't.event_id')}"
         "RETURNING durable_flows_wait.id",
         {"now": clock.now(), "outcome": outcome, **columns},
     )

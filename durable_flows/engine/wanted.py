@@ -69,13 +69,13 @@ def request(journal: Journal, looking: LookBack, key: str, wanted: Wanted) -> Wa
     """The wait of a step for an event, not yet registered.
 
     Args:
-    journal: of the slice.
-    looking: how far back the wait looks.
-    key: the step's.
-    wanted: what is waited for.
+        journal: of the slice.
+        looking: how far back the wait looks.
+        key: the step's.
+        wanted: what is waited for.
 
     Raises:
-    MissingMatch: the run's own event lacks the value that is to match.
+        MissingMatch: the run's own event lacks the value that is to match.
     """
     claim, asked = journal.claim, wanted.asked
     id_ = keys.wait_id(claim.run_id, key, claim.generation)
@@ -85,7 +85,7 @@ def request(journal: Journal, looking: LookBack, key: str, wanted: Wanted) -> Wa
     if missing := asked.missing(own):
         _say_missing(journal, key, missing, wanted)
     position = looking.trigger if wanted.since == "run" else looking.eligible
-    by_reception = isinstance(wanted.since, datetime)
+    by_reception, now = isinstance(wanted.since, datetime), clock.now()
     return Waiting(
         id=id_,
         key=key,
@@ -97,7 +97,8 @@ def request(journal: Journal, looking: LookBack, key: str, wanted: Wanted) -> Wa
         eligible_from=0 if by_reception else position.mark,
         routed_since=None if by_reception else position.since,
         received_since=wanted.received_since,
-        expires_at=clock.now() + wanted.patience,
+        created_at=now,
+        expires_at=now + wanted.patience,
     )
 
 

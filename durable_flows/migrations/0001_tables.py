@@ -260,7 +260,8 @@ class Migration(migrations.Migration):
                 ('event', models.ForeignKey(db_constraint=False, db_index=False, null=True, on_delete=django.db.models.deletion.DO_NOTHING, related_name='+', to='durable_flows.event')),
             ],
             options={
-                'indexes': [models.Index(condition=models.Q(('settled_at__isnull', True)), fields=['match', 'id'], name='wait_pending')],
+                'indexes': [models.Index(condition=models.Q(('settled_at__isnull', True)), fields=['match', 'id'], name='wait_pending'), models.Index(condition=models.Q(('event__isnull', False), ('event_name', 'flows/signal.sent')), fields=['match', 'event'], name='wait_signal_used')],
+                'constraints': [models.UniqueConstraint(condition=models.Q(('event_name', 'flows/signal.sent'), ('settled_at__isnull', True)), fields=('match',), name='wait_signal_taken')],
             },
         ),
         migrations.CreateModel(

@@ -11,6 +11,7 @@ from durable_flows import querysets
 from durable_flows.models.choices import choices
 from durable_flows.models.events import Event
 from durable_flows.models.runs import Run
+from durable_flows.rules import events
 from durable_flows.rules.states import WaitKind, WaitOutcome
 
 
@@ -20,7 +21,7 @@ class Wait(models.Model):
     A step's wait may be ended by what was routed after number ``eligible_from``, not before
     ``routed_since``, and received not before ``received_since``. A cancel rule's wait is ended by an
     event that is newer, by (delivery time, arrival), than (``received_since``, ``eligible_from``).
-    A wait for a child is ended by the end of the run ``match``.
+    A wait for a child is ended by the end of the run ``match``. A name of a signal has one wait at a time.
     """
 
     id = models.UUIDField(primary_key=True)
@@ -59,6 +60,18 @@ class Wait(models.Model):
                 fields=["match", "id"],
                 condition=Q(settled_at__isnull=True),
                 name="wait_pending",
+            ),
+            models.Index(
+                fields=["match", "event"],
+                condition=Q(event_name=events.SIGNALLED, event__isnull=False),
+                name="wait_signal_used",
+            ),
+        ]
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["match"],
+                condition=Q(event_name=events.SIGNALLED, settled_at__isnull=True),
+                name="wait_signal_taken",
             ),
         ]
 

@@ -13,7 +13,7 @@ import pytest
 from django.db import connection
 from django.test import override_settings
 
-from durable_flows import Event, Fixed, Retries, Step, StepError, flow
+from durable_flows import Event, Fixed, Retries, Step, StepError, flow, send_signal
 from durable_flows.engine import execute, ring, sql
 from durable_flows.engine.route import route
 from durable_flows.models import Due, Run
@@ -185,6 +185,26 @@ def test_what_got_no_answer_is_written_once_and_the_slice_goes_on(
     assert Stored.objects.filter(name="a/told").count() == 1
     assert str(Stored.objects.get(name="a/told").pk) == run.step("tell").output[0]
     assert Run.objects.get(pk=run.id).lease == 3, "no slice lost its lease for it"
+
+
+@pytest.mark.parametrize("answered", [False, True], ids=["not executed", "answer lost"])
+def test_a_wait_for_a_signal_that_got_no_answer_is_not_taken_by_itself(
+    answered: bool, proxy: Proxy
+) -> None:
+    @flow("asks", on="a/b")
+    def asks(step: Step) -> str:
+        found = step.wait_for_signal("door", "door", timeout="1h")
+        return "timeout" if found is None else "opened"
+
+    event = send("a/b")
+    route()
+    proxy.arm(WRITES["a wait"], answered=answered)
+    execute.drain(ring.default_queue())
+    assert proxy.cut
+    assert run_of(event).activity == "waiting"
+    send_signal("door")
+    advance("1m")
+    assert run_of(event).result == "opened"
 
 
 def test_a_backend_that_is_terminated_costs_a_new_connection_and_nothing_else() -> None:

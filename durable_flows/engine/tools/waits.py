@@ -15,12 +15,15 @@ from durable_flows.engine.approvals import Asked, Decision
 from durable_flows.engine.arguments import awaited_events, check_mode, check_most
 from durable_flows.engine.history import Recorded
 from durable_flows.engine.scopes import Place, Tool, Write
+from durable_flows.engine.signals import request as request_signal
 from durable_flows.engine.tools.entry import Tools
 from durable_flows.engine.wanted import Since, Wanted, request
-from durable_flows.rules import clock, durations
+from durable_flows.errors import SignalTaken
+from durable_flows.rules import clock, durations, outcomes, signals
 from durable_flows.rules.events import Event
 from durable_flows.rules.options import Awaited, longest_wait
-from durable_flows.rules.states import StepKind
+from durable_flows.rules.signals import Signal
+from durable_flows.rules.states import StepKind, StepState
 
 MOST_COLLECTED = 500  # events by one step
 
@@ -213,6 +216,34 @@ class Waits(Tools):
         )
         return found
 
+    def wait_for_signal(
+        self, id: str, name: str, *, timeout: str | float | timedelta
+    ) -> Signal | None:
+        """Wait for a signal of this name, holding no worker; also for one that was sent before.
+
+        One step at a time waits for a name, and one gets each signal.
+
+        Args:
+            id: the step's name.
+            name: the signal's: 1 to 200 printable characters.
+            timeout: how long to wait; at most 366 days.
+
+        Returns:
+            The oldest `Signal` that nobody has got and that has not expired, or None after the timeout.
+
+        Raises:
+            StepError: another step waits for this name. Recorded, and catchable.
+            InvalidOption, InvalidDuration: an argument cannot be read.
+        """
+        what = f"step.wait_for_signal({id!r})"
+        signals.check_name(name, what)
+        patience = longest_wait(timeout, what=f"{what}, timeout=")
+        place = self._enter(id)
+        found: Signal | None = self._driver.drive(
+            place, lambda: self._wait_for_signal(place, name, patience)
+        )
+        return found
+
     def _sleep(self, place: Place, end: Callable[[], datetime]) -> Tool:
         key = place.key
 
@@ -263,6 +294,24 @@ class Waits(Tools):
             ),
         )
         return None if recorded.output is None else Decision.of(Event.from_dict(recorded.value))
+
+    def _wait_for_signal(self, place: Place, name: str, patience: timedelta) -> Tool:
+        key, claim = place.key, self._journal.claim
+
+        def wait() -> Recorded:
+            try:
+                return self._journal.await_event(key, request_signal(claim, key, name, patience))
+            except SignalTaken as error:
+                described = outcomes.describe(error, step=key)
+                return self._journal.record(key, StepKind.WAIT, error=described)
+
+        recorded = yield from self._waited(place, wait)
+        if recorded.state == StepState.FAILED:
+            raise outcomes.recall(recorded.failure)
+        if recorded.output is None:
+            return None
+        found = Event.from_dict(recorded.value)
+        return signals.read(found.data, found.public_id)
 
     def _waited(self, place: Place, wait: Callable[[], Recorded]) -> Tool:
         recorded = yield Write(lambda: self._journal.begin(place.key, StepKind.WAIT) or wait())

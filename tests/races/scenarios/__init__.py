@@ -13,6 +13,7 @@ from tests.races.scenarios import (
     families,
     maps,
     sagas,
+    signals,
     steals,
     steering,
     tellings,
@@ -33,6 +34,7 @@ ALL: dict[str, Recipe] = {
         branches,
         sagas,
         approvals,
+        signals,
         steering,
         tellings,
     )
