@@ -116,37 +116,37 @@ def _told(
         ),
         {"runs": list(run_ids), "names": list(endings.NAMES), "most": most},
     )
-    for id_, flow_id, version, generation, state, reason, error, result, depth, *rest in rows:
-        run_id, ended_at = sql.uid(id_), sql.moment(rest[2])
-        created_at, started_at = sql.moment(rest[0]), rest[1] and sql.moment(rest[1])
-        end = endings.End(
-            flow_id=flow_id,
-            version=version,
-            run_id=str(run_id),
-            generation=generation,
-            state=state,
-            started=started_at is not None or generation > 0,
-            reason=reason,
-            event=_as_text(rest[3:]),
-            error=error,
-            result=result,
-        )
-        since = (started_at or ended_at) if generation else created_at
-        sender = ingest.Sender(
-            run_id=run_id, depth=causality.depth_of_sent(depth, since=since, now=ended_at)
-        )
-        encoded = events.Encoded(
-            name="",
-            data=endings.document(end, most=most),
-            user=None,
-            key="",
-            ts=ended_at,
-            v="",
-        )
-        for name in endings.names(state):
+    for row in rows:
+        end, sender, ended_at = _end(row)
+        data = endings.document(end, most=most)
+        encoded = events.Encoded(name="", data=data, user=None, key="", ts=ended_at, v="")
+        run_id = sql.uid(row[0])
+        for name in endings.names(end.state):
             if name in heard[run_id]:
-                event_id = keys.end_event_id(run_id, generation, name, ended_at)
+                event_id = keys.end_event_id(run_id, end.generation, name, ended_at)
                 yield event_id, replace(encoded, name=name), sender
+
+
+def _end(row: sql.Row) -> tuple[endings.End, ingest.Sender, datetime]:
+    """An end as it was read, who tells of it, and when it was."""
+    id_, flow_id, version, generation, state, reason, error, result, depth, *rest = row
+    run_id, ended_at = sql.uid(id_), sql.moment(rest[2])
+    created_at, started_at = sql.moment(rest[0]), rest[1] and sql.moment(rest[1])
+    end = endings.End(
+        flow_id=flow_id,
+        version=version,
+        run_id=str(run_id),
+        generation=generation,
+        state=state,
+        started=started_at is not None or generation > 0,
+        reason=reason,
+        event=_as_text(rest[3:]),
+        error=error,
+        result=result,
+    )
+    since = (started_at or ended_at) if generation else created_at
+    sent_at_depth = causality.depth_of_sent(depth, since=since, now=ended_at)
+    return end, ingest.Sender(run_id=run_id, depth=sent_at_depth), ended_at
 
 
 def _as_text(row: Sequence[object]) -> str:

@@ -174,22 +174,11 @@ def rerun(
     row = _runs().filter(pk=run).only("flow", "event_id").first()
     if row is None:
         raise UnknownRun(_not_there(run))
-    if from_step is not None:
-        place = _Place.of(run, from_step)
-        asked |= {"from_step": from_step, "before": place.seq}
-        if output is not ...:
-            asked |= {"kind": place.kind, "output": _encoded(output, place)}
-    elif output is not ...:
-        raise InvalidOption("rerun(): output= is that of a step: name it with from_step=")
+    asked |= _from(run, from_step, output)
     if data is not None:
         asked["event"] = str(_edited(row, data))
     run_of = partial(keys.flow_run_id, row.flow)
-    limits = conf.settings()
-    # The text of an output inside a text: twice as long at most.
-    room = replace(
-        limits.event_limits, max_bytes=limits.MAX_EVENT_BYTES + 2 * limits.MAX_RESULT_BYTES
-    )
-    command_id = ingest.command(events.RERUN, str(run), asked, run_of=run_of, limits=room)
+    command_id = ingest.command(events.RERUN, str(run), asked, run_of=run_of, limits=_room())
     return str(run_of(command_id))
 
 
@@ -232,6 +221,26 @@ class _Place:
         raise UnknownStep(
             key, f"run {run} has not come to a step {key!r}; it has recorded {named}{more}"
         )
+
+
+def _from(run: uuid.UUID, step: str | None, output: Any) -> dict[str, Any]:
+    """What a command to do a run again says of the step from which on, and of what that has come to."""
+    if step is None:
+        if output is not ...:
+            raise InvalidOption("rerun(): output= is that of a step: name it with from_step=")
+        return {}
+    place = _Place.of(run, step)
+    asked: dict[str, Any] = {"from_step": step, "before": place.seq}
+    if output is not ...:
+        asked |= {"kind": place.kind, "output": _encoded(output, place)}
+    return asked
+
+
+def _room() -> payload.Limits:
+    """What such a command may hold: the text of an output inside a text is twice as long at most."""
+    limits = conf.settings()
+    most = limits.MAX_EVENT_BYTES + 2 * limits.MAX_RESULT_BYTES
+    return replace(limits.event_limits, max_bytes=most)
 
 
 def _encoded(output: Any, place: _Place) -> str | None:
