@@ -435,6 +435,14 @@ def test_the_picture_of_the_flow_is_that_of_the_engine() -> None:
     assert shown.text.rstrip() == picture.rstrip()
 
 
+def test_the_path_of_an_event_goes_through_files_that_are_there() -> None:
+    text = (DOCS / "explanation" / "how-it-works.md").read_text()
+    path = text.partition("\n## The path of an event\n")[2].partition("\n## ")[0]
+    files = re.findall(r"`([\w/]+\.py)`", path)
+    assert len(files) > 20
+    assert [file for file in files if not (ROOT / "durable_flows" / file).is_file()] == []
+
+
 # -- links -----------------------------------------------------------------------------------
 
 
