@@ -25,7 +25,7 @@ from durable_flows.engine.history import Claim
 from durable_flows.engine.persist import until_answered
 from durable_flows.errors import DurableFlowsError
 from durable_flows.registry import registry
-from durable_flows.rules import clock, outcomes
+from durable_flows.rules import clock, keys, outcomes
 from durable_flows.rules.states import DueState, RunState
 
 logger = logging.getLogger(__name__)
@@ -244,12 +244,13 @@ def _park(
     """
     unknown = f"no worker that is alive knows a flow {claimed.flow_id!r}"
     reason = unknown if why is None else f"{type(why).__name__}: {why}"
+    keeps = until_other_than or keys.unknown_flow(claimed.flow_id, claimed.version)
     logger.warning("run %s is parked: %s", claimed.run_id, reason)
     rows = sql.execute(
         "UPDATE durable_flows_due SET state = 'parked', wake_at = NULL, claims = 0, "
-        "parked_by = %(code)s "
+        "parked_by = %(keeps)s "
         "WHERE run_id = %(run)s AND lease = %(lease)s AND state = 'running' RETURNING run_id",
-        {"run": claimed.run_id, "lease": claimed.lease, "code": until_other_than},
+        {"run": claimed.run_id, "lease": claimed.lease, "keeps": keeps},
     )
     if not rows:
         _see_why_not(claimed, has_undo=has_undo)

@@ -18,10 +18,11 @@ from durable_flows.engine import (
     stored,
 )
 from durable_flows.engine.route import route
-from durable_flows.models import Due, Run
-from durable_flows.rules import clock
+from durable_flows.models import Due
+from durable_flows.rules import clock, keys
 
 THE_ROW = 1
+UNPARKED_AT_ONCE = 1_000
 
 
 def tick() -> bool:
@@ -97,24 +98,50 @@ def unpark_known() -> None:
 
     And those that the code could not go on with, once the newest that is alive is another.
     """
-    newest, params = deployments.newest()
-    flows = sorted(deployments.known_flows())
-    source, columns = sql.table(
-        Run, "f", {"flow": [flow for flow, _ in flows], "version": [number for _, number in flows]}
-    )
-    sql.execute(
-        "WITH known AS MATERIALIZED (SELECT d.run_id FROM durable_flows_due d "
-        "JOIN durable_flows_run r ON r.id = d.run_id "
-        f"WHERE d.wake_at IS NULL AND EXISTS (SELECT 1 FROM {source} WHERE f.flow = r.flow "
-        "AND f.version = coalesce(r.version, f.version)) "
-        f"AND (d.parked_by = '' OR d.parked_by <> {newest}) "
-        "ORDER BY d.run_id FOR UPDATE OF d SKIP LOCKED) "
-        "UPDATE durable_flows_due SET state = 'queued', wake_at = %(now)s::timestamptz, "
-        "parked_by = '' "
-        "WHERE run_id IN (SELECT run_id FROM known)",
-        {"now": clock.now(), **columns, **params},
-    )
+    for keeps in _overcome():
+        while _unpark_some(keeps) == UNPARKED_AT_ONCE:
+            pass
     failpoints.reach("unparked")
+
+
+def _overcome() -> list[str]:
+    """What keeps parked runs no longer: one index probe for each thing that keeps any."""
+    newest, params = deployments.newest()
+    rows = sql.execute(
+        "WITH RECURSIVE found(keeps) AS ("
+        "SELECT min(parked_by) FROM durable_flows_due WHERE wake_at IS NULL UNION ALL "
+        "SELECT (SELECT min(d.parked_by) FROM durable_flows_due d "
+        "WHERE d.wake_at IS NULL AND d.parked_by > found.keeps) "
+        "FROM found WHERE found.keeps IS NOT NULL) "
+        f"SELECT keeps, {newest} FROM found WHERE keeps IS NOT NULL",
+        params,
+    )
+    if not rows:
+        return []
+    flows = deployments.known_flows()
+    known = {
+        keys.unknown_flow(flow_id, number)
+        for flow_id, version in flows
+        for number in (version, None)
+    }
+    return [
+        keeps
+        for keeps, digest in rows
+        if (keeps in known if keeps.startswith(keys.UNKNOWN_FLOW) else keeps != digest)
+    ]
+
+
+def _unpark_some(keeps: str) -> int:
+    """Let runs go on that this has kept. Returns how many."""
+    rows = sql.execute(
+        "WITH next AS MATERIALIZED (SELECT d.run_id FROM durable_flows_due d "
+        "WHERE d.wake_at IS NULL AND d.parked_by = %(keeps)s "
+        "ORDER BY d.run_id LIMIT %(most)s FOR UPDATE SKIP LOCKED) "
+        "UPDATE durable_flows_due SET state = 'queued', wake_at = %(now)s::timestamptz, "
+        "parked_by = '' WHERE run_id IN (SELECT run_id FROM next) RETURNING run_id",
+        {"now": clock.now(), "keeps": keeps, "most": UNPARKED_AT_ONCE},
+    )
+    return len(rows)
 
 
 def _take_turn() -> bool:

@@ -172,11 +172,11 @@ class Migration(migrations.Migration):
                 ('lease', models.BigIntegerField(default=0, help_text='The fencing token; it never goes down.')),
                 ('claims', models.IntegerField(default=0, help_text='Claims in a row that did not end.')),
                 ('nudged', models.BooleanField(default=False, help_text='Woken while it was running.')),
-                ('parked_by', models.CharField(db_default='', default='', help_text='Which code could not go on with it.', max_length=64)),
+                ('parked_by', models.CharField(db_default='', default='', help_text='Which code could not go on with it, or which flow nobody knew.', max_length=64)),
             ],
             options={
                 'verbose_name_plural': 'due',
-                'indexes': [models.Index(condition=models.Q(('wake_at__isnull', False)), fields=['queue', 'wake_at'], name='due_next'), models.Index(condition=models.Q(('wake_at__isnull', True)), fields=['run'], name='due_parked'), models.Index(condition=models.Q(('deadline_at__isnull', False)), fields=['deadline_at'], name='due_deadline')],
+                'indexes': [models.Index(condition=models.Q(('wake_at__isnull', False)), fields=['queue', 'wake_at'], name='due_next'), models.Index(condition=models.Q(('wake_at__isnull', True)), fields=['parked_by', 'run'], name='due_parked'), models.Index(condition=models.Q(('deadline_at__isnull', False)), fields=['deadline_at'], name='due_deadline')],
                 'constraints': [models.CheckConstraint(condition=models.Q(models.Q(('state', 'parked'), ('wake_at__isnull', True)), models.Q(models.Q(('state', 'parked'), _negated=True), ('wake_at__isnull', False)), _connector='OR'), name='due_only_the_parked_have_no_wake_time')],
             },
         ),

@@ -104,7 +104,10 @@ class Due(models.Model):
     claims = models.IntegerField(default=0, help_text="Claims in a row that did not end.")
     nudged = models.BooleanField(default=False, help_text="Woken while it was running.")
     parked_by = models.CharField(
-        max_length=64, default="", db_default="", help_text="Which code could not go on with it."
+        max_length=64,
+        default="",
+        db_default="",
+        help_text="Which code could not go on with it, or which flow nobody knew.",
     )
 
     class Meta:
@@ -113,7 +116,12 @@ class Due(models.Model):
             models.Index(
                 fields=["queue", "wake_at"], condition=Q(wake_at__isnull=False), name="due_next"
             ),
-            models.Index(fields=["run"], condition=Q(wake_at__isnull=True), name="due_parked"),
+            models.Index(
+                # A tick finds those that it lets go on, however many others there are.
+                fields=["parked_by", "run"],
+                condition=Q(wake_at__isnull=True),
+                name="due_parked",
+            ),
             models.Index(
                 fields=["deadline_at"], condition=Q(deadline_at__isnull=False), name="due_deadline"
             ),

@@ -14,6 +14,7 @@ from uuid import UUID
 from durable_flows.errors import InvalidKey
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+UNKNOWN_FLOW: Final = "flow:"
 FIELDS: Final = ("name", "data", "user", "id", "ts", "v")
 
 
@@ -114,6 +115,11 @@ def end_event_id(run_id: UUID, generation: int, name: str, ended_at: datetime) -
     time = (ended_at - _EPOCH) // timedelta(milliseconds=1) << 80
     unique = _hash(b"end", [run_id.hex, generation, name]).int & (1 << 80) - 1
     return _version_8(time | unique)
+
+
+def unknown_flow(flow: str, version: int | None) -> str:
+    """What is noted on a run that rests since nobody knows its flow, in this version or in any."""
+    return f"{UNKNOWN_FLOW}{_hash(b'unknown', [flow, version]).hex}"
 
 
 def event_key_hash(name: str, key: str) -> UUID:

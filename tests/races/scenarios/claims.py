@@ -121,7 +121,11 @@ def unpark_against_work() -> Scenario:
         twins=[
             Twin(
                 without="the condition that it is parked",
-                rewrite=cutting(r"d\.wake_at IS NULL AND ", of="WITH known"),
+                rewrite=cutting(
+                    r"WHERE d\.wake_at IS NULL AND d\.parked_by = %\(keeps\)s",
+                    "WHERE %(keeps)s::text <> ''",
+                    of="WITH next AS MATERIALIZED (SELECT d.run_id FROM",
+                ),
             ),
         ],
     )
