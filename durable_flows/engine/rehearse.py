@@ -79,7 +79,8 @@ def _unfinished(flow_id: str | None, after: uuid.UUID, most: int) -> list[Claim]
     rows = sql.execute(
         "SELECT d.run_id, d.lease, d.state, d.due_since, d.claims, d.deadline_at, "
         f"{COLUMNS} FROM durable_flows_due d JOIN durable_flows_run r ON r.id = d.run_id {EVENT} "
-        "WHERE d.run_id > %(after)s AND (%(flow)s::text IS NULL OR r.flow = %(flow)s) "
+        "WHERE d.run_id > %(after)s AND r.id > %(after)s "  # or it reads all before, to merge
+        "AND (%(flow)s::text IS NULL OR r.flow = %(flow)s) "
         "ORDER BY d.run_id LIMIT %(most)s",
         {"after": after, "flow": flow_id, "most": most},
     )
