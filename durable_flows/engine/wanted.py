@@ -65,7 +65,9 @@ class Wanted:
         )
 
 
-def request(journal: Journal, looking: LookBack, key: str, wanted: Wanted) -> Waiting:
+def request(
+    journal: Journal, looking: LookBack, key: str, wanted: Wanted, asked_at: datetime
+) -> Waiting:
     """The wait of a step for an event, not yet registered.
 
     Args:
@@ -73,6 +75,7 @@ def request(journal: Journal, looking: LookBack, key: str, wanted: Wanted) -> Wa
         looking: how far back the wait looks.
         key: the step's.
         wanted: what is waited for.
+        asked_at: from when on; those of one step have one, so that their time is over at once.
 
     Raises:
         MissingMatch: the run's own event lacks the value that is to match.
@@ -85,7 +88,7 @@ def request(journal: Journal, looking: LookBack, key: str, wanted: Wanted) -> Wa
     if missing := asked.missing(own):
         _say_missing(journal, key, missing, wanted)
     position = looking.trigger if wanted.since == "run" else looking.eligible
-    by_reception, now = isinstance(wanted.since, datetime), clock.now()
+    by_reception = isinstance(wanted.since, datetime)
     return Waiting(
         id=id_,
         key=key,
@@ -97,8 +100,8 @@ def request(journal: Journal, looking: LookBack, key: str, wanted: Wanted) -> Wa
         eligible_from=0 if by_reception else position.mark,
         routed_since=None if by_reception else position.since,
         received_since=wanted.received_since,
-        created_at=now,
-        expires_at=now + wanted.patience,
+        created_at=asked_at,
+        expires_at=asked_at + wanted.patience,
     )
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 
 from durable_flows import Awaited, flow, send
+from durable_flows.engine import failpoints
 from durable_flows.engine.route import route
 from durable_flows.models import Wait
+from durable_flows.rules import clock
 from durable_flows.testing import advance, crash_at, drain
 from tests.promises.staging import again, played
 
@@ -83,6 +87,21 @@ def test_none_of_them_in_time_is_a_list_of_nothing():
     def gather(step):
         return step.wait_for_events("one", ["a", "b"], timeout="1h", mode="any")
 
+    run = played()
+    advance("1h")
+    assert again(run).result == [None, None]
+
+
+def test_their_time_is_over_at_once_however_long_it_takes_to_begin_to_wait(monkeypatch):
+    def take_long(place: str, detail: str) -> None:
+        if (place, detail) == ("wait_registered", "one[0]"):
+            clock.advance(timedelta(seconds=0.5))
+
+    @flow("gather", on="go")
+    def gather(step):
+        return step.wait_for_events("one", ["a", "b"], timeout="1h")
+
+    monkeypatch.setattr(failpoints, "trap", take_long)
     run = played()
     advance("1h")
     assert again(run).result == [None, None]

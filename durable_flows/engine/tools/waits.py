@@ -263,15 +263,17 @@ class Waits(Tools):
         recorded = yield from self._waited(
             place,
             lambda: self._journal.await_event(
-                place.key, request(self._journal, place.scope.looking, place.key, wanted)
+                place.key,
+                request(self._journal, place.scope.looking, place.key, wanted, clock.now()),
             ),
         )
         return None if recorded.output is None else Event.from_dict(recorded.value)
 
     def _wait_for_several(self, place: Place, wanted: Sequence[Wanted], needed: int) -> Tool:
         def wait() -> Recorded:
+            now = clock.now()
             requests = {
-                key: partial(request, self._journal, place.scope.looking, key, one)
+                key: partial(request, self._journal, place.scope.looking, key, one, now)
                 for key, one in ((f"{place.key}[{n}]", one) for n, one in enumerate(wanted))
             }
             return self._journal.await_events(place.key, requests, needed)
