@@ -152,6 +152,8 @@ class EventAdmin(ReadOnly):
             return showing.badge("failed", "refused")
         if event.routed_at is not None:
             return showing.badge("done", "routed")
+        if _is_in_line(event):
+            return format_html("{} for its turn", showing.badge("waiting"))
         if event.deliver_at > clock.now():
             until = showing.moment(event.deliver_at)
             return format_html("{} until {}", showing.badge("waiting"), until)
@@ -165,7 +167,7 @@ class EventAdmin(ReadOnly):
     @admin.display(description="happened")
     def happened(self, event: Event) -> str:
         """Its own time."""
-        return showing.moment(event.ts)
+        return showing.NOTHING if _is_in_line(event) else showing.moment(event.ts)
 
     @admin.display(description="received")
     def received(self, event: Event) -> str:
@@ -174,12 +176,14 @@ class EventAdmin(ReadOnly):
 
     @admin.display(description="deliver at")
     def delivered(self, event: Event) -> str:
-        """From when on it is routed."""
-        return showing.moment(event.deliver_at)
+        """From when on it is routed, if that is known."""
+        return showing.NOTHING if _is_in_line(event) else showing.moment(event.deliver_at)
 
     @admin.display(description="routed")
     def routed_when(self, event: Event) -> str:
-        """When everything that it asked for was done."""
+        """When everything that it asked for was done; of what was set aside or taken back, never."""
+        if event.quarantined or event.withdrawn:
+            return showing.NOTHING
         return showing.moment(event.routed_at)
 
     @admin.display(description="runs")
@@ -238,6 +242,11 @@ class EventAdmin(ReadOnly):
         *("routing", "refusal", "happened", "received", "delivered", "routed_when", "sender_run"),
         *("command_target", "own_id", "version", "event_id", "data_text", "user_text"),
     )
+
+
+def _is_in_line(event: Event) -> bool:
+    """Whether it asks for the run of an item that is mapped, for which there is no room yet."""
+    return event.name == events.INVOKE and event.deliver_at == events.LATEST
 
 
 def _admissions(event: Event) -> list[dict[str, Any]]:

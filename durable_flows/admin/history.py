@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import islice
 from typing import Any
 
@@ -91,7 +92,8 @@ def waits(run: Run) -> Part:
             "event_id",
         )
     )
-    return _part((_wait(row) for row in found[: MOST_WAITS + 1]), MOST_WAITS)
+    rows = (_wait(row, run.ended_at) for row in found[: MOST_WAITS + 1])
+    return _part(rows, MOST_WAITS)
 
 
 def warnings(run: Run) -> Part:
@@ -168,19 +170,32 @@ def _place(key: str) -> str:
     return f"code after {last}" if last else "code before the first step"
 
 
-def _wait(row: Mapping[str, Any]) -> dict[str, Any]:
-    cancels = row["kind"] == WaitKind.CANCEL
+def _wait(row: Mapping[str, Any], run_ended: datetime | None) -> dict[str, Any]:
     event = row["event_id"] and showing.event_link(row["event_id"], "the event")
     if row["kind"] == WaitKind.CHILD:  # it is the run's end that ends it
         event = showing.run_link(row["match"], "the run")
+    if row["kind"] == WaitKind.ITEM:  # of which many have yet to begin
+        event = showing.run_link(row["match"], "the run") if row["settled_at"] else ""
+    went_on = run_ended is None or (row["settled_at"] or run_ended) < run_ended
+    ended_by = "no longer waited for" if went_on else "the run ended first"
     return {
         **row,
-        "purpose": "would cancel the run" if cancels else f"resumes {row['key']}",
+        "purpose": purpose(row["kind"], row["key"], cancels="would cancel the run"),
         "until": showing.moment(row["expires_at"]),
         "settled": showing.moment(row["settled_at"]) if row["settled_at"] else "",
-        "badge": showing.badge(row["outcome"] or "pending", _ended_by(row["outcome"])),
+        "badge": showing.badge(
+            row["outcome"] or "pending",
+            ended_by if row["outcome"] == WaitOutcome.CLOSED else _ended_by(row["outcome"]),
+        ),
         "event": event or "",
     }
+
+
+def purpose(kind: str, key: str, *, cancels: str) -> str:
+    """What comes of the end of a wait."""
+    if kind == WaitKind.CANCEL:
+        return cancels
+    return f"an item of {key.rpartition('[')[0]}" if kind == WaitKind.ITEM else f"resumes {key}"
 
 
 def _warning(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -196,7 +211,6 @@ def _ended_by(outcome: str) -> str:
         "": "pending",
         WaitOutcome.EVENT: "event",
         WaitOutcome.TIMEOUT: "timed out",
-        WaitOutcome.CLOSED: "the run ended first",
         WaitOutcome.CUT: "skipped",
     }
     return words.get(outcome, outcome)

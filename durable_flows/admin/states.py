@@ -7,13 +7,14 @@ from datetime import datetime
 from typing import Any
 
 from django.core.exceptions import ObjectDoesNotExist
-from django.db.models import OuterRef, QuerySet, Subquery
+from django.db.models import CharField, F, OuterRef, QuerySet, Subquery, Value
+from django.db.models.functions import Cast, Concat
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from durable_flows.admin import showing
-from durable_flows.models import Attempt, Due, Run, Wait
-from durable_flows.rules import clock
+from durable_flows.models import Attempt, Due, Fanout, Run, Wait
+from durable_flows.rules import clock, events
 from durable_flows.rules.states import TERMINAL, DueState, RunState, WaitKind
 
 #: What one can filter by: the value in the address, and what it is called.
@@ -55,7 +56,16 @@ def with_activity(runs: QuerySet[Run]) -> QuerySet[Any]:
     return runs.select_related("due").annotate(
         waits_for=Subquery(waits.order_by("expires_at").values("event_name")[:1]),
         retry_at=Subquery(retries.values("next_at")[:1]),
+        maps=Subquery(_mapped().values("progress")[:1]),
     )
+
+
+def _mapped() -> QuerySet[Any]:
+    """How far the runs have come that a run has mapped, as text."""
+    numbers = [Cast(name, CharField()) for name in ("ended", "total")]
+    return Fanout.objects.filter(
+        run=OuterRef("pk"), generation=OuterRef("generation"), ended__lt=F("total")
+    ).annotate(progress=Concat("key", Value(": "), numbers[0], Value(" of "), numbers[1]))
 
 
 def activity(run: Any) -> Activity:
@@ -75,7 +85,10 @@ def _resting(run: Any, wake_at: datetime) -> Activity:
     if run.retry_at is not None:
         return Activity("retrying", format_html("at {}", when))
     if run.waits_for is not None:
-        return Activity("waiting", format_html("for {} until {}", run.waits_for, when))
+        what = "a decision" if run.waits_for == events.DECIDED else run.waits_for
+        return Activity("waiting", format_html("for {} until {}", what, when))
+    if run.maps is not None:
+        return Activity("waiting", format_html("for runs, {} have ended", run.maps))
     return Activity("sleeping", format_html("until {}", when))
 
 

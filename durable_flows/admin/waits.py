@@ -10,10 +10,9 @@ from django.http import HttpRequest
 from django.utils.safestring import SafeString
 
 from durable_flows import conf
-from durable_flows.admin import showing
+from durable_flows.admin import history, showing
 from durable_flows.admin.reading import ReadOnly, as_uuid
 from durable_flows.models import Signature, Wait
-from durable_flows.rules.states import WaitKind
 
 MOST_NAMES = 50
 
@@ -82,7 +81,7 @@ class WaitAdmin(ReadOnly):
     @admin.display(description="purpose")
     def purpose(self, wait: Wait) -> str:
         """What happens then."""
-        return "cancels the run" if wait.kind == WaitKind.CANCEL else f"resumes {wait.key}"
+        return history.purpose(wait.kind, wait.key, cancels="cancels the run")
 
     @admin.display(description="run")
     def run_page(self, wait: Wait) -> SafeString:

@@ -22,6 +22,7 @@ from durable_flows import (
     On,
     Retries,
     cancel,
+    cancel_all,
     conf,
     flow,
     rerun,
@@ -35,6 +36,7 @@ from durable_flows.engine import claim, route
 from durable_flows.models import Attempt, Due, Event, Run, Step, Wait
 from durable_flows.registry import registry
 from durable_flows.rules import clock
+from durable_flows.rules.events import LATEST
 from durable_flows.testing import advance, drain, run_of, send
 
 pytestmark = pytest.mark.django_db
@@ -334,6 +336,75 @@ def test_the_page_shows_waits_and_what_ended_them(staff):
     ended = text_of(staff, page_of(run_id))
     assert reverse("admin:durable_flows_event_change", args=[order]) in ended
     assert "the run ended first" in ended
+
+
+def test_a_wait_that_a_race_has_closed_is_said_to_be_waited_for_no_longer(staff):
+    @flow("race", on="race/begun")
+    def race(step):
+        step.race(
+            step.later.wait_for_event("answer", event="race/answered", timeout="2h"),
+            step.later.sleep("patience", "1h"),
+        )
+        step.sleep("rest", "1h")
+
+    run_id = started("race/begun")
+    advance("1h")
+    for _ in range(2):
+        shown = text_of(staff, page_of(run_id))
+        assert "no longer waited for" in shown
+        assert "the run ended first" not in shown
+        advance("2h")  # it ends
+
+
+def test_a_run_that_maps_says_how_far_its_items_have_come(staff):
+    @flow("item")
+    def item(step, event):
+        step.sleep("rest", event.data["h"] * 3600)
+
+    @flow("map", on="map/begun")
+    def map_(step):
+        step.map("each", item, [{"h": 1}, {"h": 9}, {"h": 9}], max_in_flight=2)
+
+    run_id = started("map/begun")
+    (waiting,) = (event for event in Event.objects.all() if event.deliver_at == LATEST)
+    listed = text_of(staff, EVENTS)
+    assert "for its turn" in listed
+    assert "2100" not in listed + text_of(staff, f"{EVENTS}{waiting.pk}/change/").split("ID")[0]
+    advance("2h")
+    for page in (RUNS, page_of(run_id)):
+        assert "for runs, each: 1 of 3 have ended" in text_of(staff, page)
+    page = text_of(staff, page_of(run_id))
+    assert "an item of each" in page
+    assert page.count("the run</a>") == 1  # the one that has ended
+    assert "an item of each" in text_of(staff, WAITS)
+
+
+def test_a_run_that_waits_for_people_says_so(staff):
+    @flow("ask", on="ask/begun")
+    def ask(step):
+        step.wait_for_approval("sign", question="Sign it?", timeout="1h")
+
+    run_id = started("ask/begun")
+    assert "for a decision until" in text_of(staff, page_of(run_id))
+    assert "Sign it?" in text_of(staff, page_of(run_id))
+
+
+def test_what_was_set_aside_or_taken_back_is_not_said_to_have_been_routed(staff):
+    later = send("canyon/called", ts=clock.now() + timedelta(days=1))
+    withdraw(later)
+    aside = send("canyon/called")
+    drain()
+    url = f"{EVENTS}{aside}/change/"
+    assert "Routed:" in text_of(staff, url)
+    Event.objects.filter(pk=aside).update(quarantined=True)
+    assert "Routed:" not in text_of(staff, url)
+    assert "Routed:" not in text_of(staff, f"{EVENTS}{later}/change/")
+
+
+def test_a_bulk_action_is_said_to_be_about_many_runs(staff):
+    asked = cancel_all("sleep")
+    drain()
+    assert "many runs, to cancel them" in text_of(staff, f"{EVENTS}{asked}/change/")
 
 
 def test_a_wait_that_timed_out_says_so(staff):
