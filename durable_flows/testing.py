@@ -57,7 +57,7 @@ class StepView:
 
     Attributes:
         key: its key: the id, or ``id#2`` for its second repetition.
-        kind: run, send, sleep, wait, invoke, race, patch, intent or undo.
+        kind: run, send, sleep, wait, invoke, race, patch, intent, input or undo.
         state: done, failed, or skipped: a sleep that was cut short.
         output: its result, decoded; for a wait the event as a dict, or None.
         error: how it failed, as a dict, or None.

@@ -21,7 +21,8 @@ from durable_flows.rules.options import Awaited, check_awaited_name, longest_wai
 ID_LENGTH = 200
 MOST_ITEMS = 10_000  # of one step.map
 _RESERVED_ID = re.compile(
-    r"(after|patched):.*|.*#(\d+|intent|undo)|(parallel|race|task)(#\d+)?\[\d+\]/.*", re.DOTALL
+    r"(after|patched):.*|.*#(\d+|intent|input|undo)|(parallel|race|task)(#\d+)?\[\d+\]/.*",
+    re.DOTALL,
 )
 
 

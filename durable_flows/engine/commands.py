@@ -6,6 +6,7 @@ Each joins the caller's transaction, as `ingest` does, and is carried out by the
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -141,6 +142,7 @@ def rerun(
     *,
     from_step: str | None = None,
     data: dict[str, Any] | None = None,
+    input: Sequence[Any] | Mapping[str, Any] | None = None,
     output: Any = ...,
     reason: str = "",
 ) -> str:
@@ -154,6 +156,9 @@ def rerun(
         from_step: the key of a step. What was recorded before it is taken over, and executed again is
             that step and what follows. By default everything is executed again.
         data: what the new run's handler finds in ``event.data``, in place of what the event has.
+        input: with ``from_step``, the key of a `Step.run`: what its function is called with. A list takes
+            the place of the arguments by position, a dict that of those of its names; the others are as
+            the code says.
         output: with ``from_step``: what that step has come to, which is then not executed. Of a wait
             an `Event`, or None for its timeout.
         reason: why, or who asks; noted on the command.
@@ -165,16 +170,17 @@ def rerun(
         UnknownRun: there is no such run, or it has been started but not been routed yet, as is the
             case for one that was started in the same transaction.
         UnknownStep: the run has never come to ``from_step``.
-        InvalidPayload: ``output`` is no JSON value, or too large: with a JSON pointer to what is wrong.
+        InvalidPayload: ``input`` or ``output`` is no JSON value, or too large: with a JSON pointer to
+            what is wrong.
         InvalidEvent: the same of ``data``.
-        InvalidOption: ``output`` without ``from_step``, or for a sleep, which has none; ``reason`` is
-            no text.
+        InvalidOption: ``input`` or ``output`` without ``from_step``, or both, or for a step that has
+            none; ``reason`` is no text.
     """
     run, asked = _run_id(run_id), _because("rerun", reason)
     row = _runs().filter(pk=run).only("flow", "event_id").first()
     if row is None:
         raise UnknownRun(_not_there(run))
-    asked |= _from(run, from_step, output)
+    asked |= _from(run, from_step, input, output)
     if data is not None:
         asked["event"] = str(_edited(row, data))
     run_of = partial(keys.flow_run_id, row.flow)
@@ -223,17 +229,38 @@ class _Place:
         )
 
 
-def _from(run: uuid.UUID, step: str | None, output: Any) -> dict[str, Any]:
-    """What a command to do a run again says of the step from which on, and of what that has come to."""
+def _from(run: uuid.UUID, step: str | None, input: Any, output: Any) -> dict[str, Any]:
+    """What a command to do a run again says of the step from which on, and what is edited of that."""
     if step is None:
-        if output is not ...:
-            raise InvalidOption("rerun(): output= is that of a step: name it with from_step=")
+        if input is not None or output is not ...:
+            raise InvalidOption(
+                "rerun(): input= and output= are those of a step: name it with from_step="
+            )
         return {}
     place = _Place.of(run, step)
     asked: dict[str, Any] = {"from_step": step, "before": place.seq}
+    if input is not None:
+        if output is not ...:
+            raise InvalidOption(
+                "rerun(): a step whose output= is given is not executed; leave out its input="
+            )
+        asked["input"] = _given(input, place)
     if output is not ...:
         asked |= {"kind": place.kind, "output": _encoded(output, place)}
     return asked
+
+
+def _given(input: Any, place: _Place) -> str:
+    """What a step's function is to be called with, as JSON text."""
+    if place.kind != StepKind.RUN:
+        raise InvalidOption(
+            f"rerun(): step {place.key!r} calls no function of yours ({place.kind}), so it has no input="
+        )
+    if not isinstance(input, list | tuple | dict):
+        raise InvalidOption(
+            f"rerun(): input= is a list of arguments, or a dict of named ones, not {input!r}"
+        )
+    return payload.dumps(input, limits=conf.settings().result_limits, pointer="/input")
 
 
 def _room() -> payload.Limits:

@@ -15,7 +15,8 @@ from durable_flows.engine.sagas import INTENT, UNDO
 from durable_flows.engine.stored import Routed
 from durable_flows.models import Step, Wait
 from durable_flows.rules import clock, keys
-from durable_flows.rules.states import StepState
+from durable_flows.rules.replays import INPUT
+from durable_flows.rules.states import StepKind, StepState
 
 #: The lease of steps that no slice of this run has recorded, but which were taken over or given.
 TAKEN_OVER = 0
@@ -26,7 +27,8 @@ _STEPS = (
     "SELECT %(run)s::uuid, key, row_number() OVER (ORDER BY seq, ended_at, key), kind, state, output, "
     "error, until, mark, %(lease)s, attempt, started_at, ended_at FROM durable_flows_step "
     "WHERE run_id = %(origin)s AND seq < %(before)s "
-    f"AND key NOT IN (%(key)s::text, %(key)s::text || '{INTENT}') AND kind <> 'undo' "
+    f"AND key NOT IN (%(key)s::text, %(key)s::text || '{INTENT}', %(key)s::text || '{INPUT}') "
+    "AND kind <> 'undo' "
     # What was undone is to be done again.
     f"AND CASE WHEN kind = 'intent' THEN replace(key, '{INTENT}', '{UNDO}') ELSE key || '{UNDO}' END "
     "NOT IN (SELECT u.key FROM durable_flows_step u WHERE u.run_id = %(origin)s "
@@ -56,6 +58,7 @@ class Inheritance:
         before: this step's place in the old run's record.
         kind: the step's, if what it has come to is given.
         output: that, as JSON text.
+        input: what it is given, as JSON text; None: what the code says.
     """
 
     run_id: uuid.UUID
@@ -65,6 +68,7 @@ class Inheritance:
     before: int
     kind: str = ""
     output: str | None = None
+    input: str | None = None
 
     @classmethod
     def of(cls, run_id: uuid.UUID, origin: uuid.UUID, command: Routed) -> Inheritance | None:
@@ -80,6 +84,7 @@ class Inheritance:
             before=asked["before"],
             kind=asked.get("kind", ""),
             output=asked.get("output"),
+            input=asked.get("input"),
         )
 
 
@@ -95,7 +100,9 @@ def take_over(found: Inheritance) -> None:
     used = sql.execute(_USED, whose)
     _copy_waits(found.run_id, [(sql.uid(wait_id), key) for wait_id, key in used])
     if found.kind:
-        _give(found, seq=len(steps) + 1)
+        _give(found, found.key, found.kind, found.output, seq=len(steps) + 1)
+    if found.input is not None:
+        _give(found, found.key + INPUT, StepKind.INPUT, found.input, seq=len(steps) + 1)
     failpoints.reach("history_taken_over")
 
 
@@ -122,17 +129,17 @@ def _copy_waits(run_id: uuid.UUID, waits: list[tuple[uuid.UUID, str]]) -> None:
     )
 
 
-def _give(found: Inheritance, *, seq: int) -> None:
+def _give(found: Inheritance, key: str, kind: str, output: str | None, *, seq: int) -> None:
     now = clock.now()
     sql.insert(
         Step,
         {
             "run_id": [found.run_id],
-            "key": [found.key],
+            "key": [key],
             "seq": [seq],
-            "kind": [found.kind],
+            "kind": [str(kind)],
             "state": [StepState.DONE.value],
-            "output": [found.output],
+            "output": [output],
             "mark": [found.mark],
             "lease": [TAKEN_OVER],
             "attempt": [1],

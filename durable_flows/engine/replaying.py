@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from durable_flows import conf
 from durable_flows.engine import fits, notes
@@ -115,6 +115,17 @@ class Replaying(Fence):
     def find(self, key: str) -> Recorded | None:
         """What is recorded under this key."""
         return self._steps.get(key)
+
+    def given(
+        self, key: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[Sequence[Any], Mapping[str, Any]]:
+        """The arguments of this step: as the code says, unless the run is done again with others."""
+        edited = self._steps.get(key + replays.INPUT)
+        if edited is None:
+            return args, kwargs
+        if isinstance(edited.value, list):
+            return edited.value, kwargs
+        return args, {**kwargs, **edited.value}
 
     def is_done(self, key: str) -> bool:
         """Whether a step of this key is recorded, and has succeeded."""

@@ -8,7 +8,7 @@ on with after a crash, whatever the handler would do now.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -39,8 +39,8 @@ class Remedy:
     """
 
     undo: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
     retries: Retries
     atomic: bool
 

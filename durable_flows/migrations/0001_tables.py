@@ -187,7 +187,7 @@ class Migration(migrations.Migration):
                 ('run', models.ForeignKey(db_constraint=False, db_index=False, on_delete=django.db.models.deletion.DO_NOTHING, related_name='steps', to='durable_flows.run')),
                 ('key', models.CharField(max_length=255)),
                 ('seq', models.IntegerField(help_text="Its place among the run's recorded steps.")),
-                ('kind', models.CharField(choices=[('run', 'run'), ('send', 'send'), ('sleep', 'sleep'), ('wait', 'wait'), ('invoke', 'invoke'), ('map', 'map'), ('patch', 'patch'), ('race', 'race'), ('intent', 'intent'), ('undo', 'undo')], max_length=10)),
+                ('kind', models.CharField(choices=[('run', 'run'), ('send', 'send'), ('sleep', 'sleep'), ('wait', 'wait'), ('invoke', 'invoke'), ('map', 'map'), ('patch', 'patch'), ('race', 'race'), ('intent', 'intent'), ('input', 'input'), ('undo', 'undo')], max_length=10)),
                 ('state', models.CharField(choices=[('done', 'done'), ('failed', 'failed'), ('skipped', 'skipped')], max_length=10)),
                 ('output', models.TextField(help_text='JSON text.', null=True)),
                 ('error', models.TextField(help_text='JSON text.', null=True)),

@@ -12,7 +12,8 @@ from collections.abc import Collection, Iterable, Iterator
 PATCH = "patched:"  # what the key of a patch begins with
 #: One branch within a key: of a group that has a place in its line, or a task that has none.
 _BRANCH = re.compile(r"(?:(parallel|race)(?:#\d+)?|task)\[\d+\]/")
-_UNDO = "#undo"
+INPUT = "#input"  # and what the key ends with of a step's input that was edited
+_NOT_THE_HANDLERS = ("#undo", INPUT)
 _SUFFIX = re.compile(r"#intent$")
 _ONE_OF_SEVERAL = re.compile(r"\[\d+\]$")  # of the waits of one step
 
@@ -30,7 +31,7 @@ def place_in(line: str, key: str) -> str:
 
     Empty if it is of another line that goes on beside this one, or was no doing of the handler.
     """
-    if not key.startswith(line) or key.endswith(_UNDO):
+    if not key.startswith(line) or key.endswith(_NOT_THE_HANDLERS):
         return ""
     rest = key[len(line) :]
     if rest.startswith(PATCH):

@@ -47,6 +47,7 @@ class StepKind(StrEnum):
     PATCH = "patch"  # that the run has come to a place with the code that is there now
     RACE = "race"  # which branch has decided a group
     INTENT = "intent"  # that a step of a saga is going to be tried
+    INPUT = "input"  # what a step is given otherwise than the code says, as the run is done again
     UNDO = "undo"  # that the saga is being undone, and why
 
 

@@ -393,6 +393,144 @@ def test_data_of_a_direct_start_can_be_edited(calls):
     assert run_of(second).result == 2
 
 
+@pytest.fixture
+def mails():
+    """A step with arguments of both kinds, after one that is to be left alone."""
+    sent: list[object] = []
+
+    def mail(to: str, subject: str = "none", *, urgent: bool = False) -> None:
+        sent.append([to, subject, urgent])
+        if to == "nobody":
+            raise NonRetriableError("no")
+
+    def take_back(result: object, to: str, subject: str = "none", *, urgent: bool = False) -> None:
+        sent.append(["sorry", to])
+
+    @flow("mails", on="go")
+    def mails(event, step):
+        step.run("first", mail, "ada")
+        if event.data.get("saga"):
+            step.saga().run("mail", mail, "bob", "hello", undo=take_back)
+            raise NonRetriableError("no")
+        step.run("mail", mail, "nobody", subject="hello", urgent=True)
+        step.run("last", mail, "eve")
+
+    return sent
+
+
+@pytest.mark.parametrize(
+    ("input", "called"),
+    [
+        (["bob"], ["bob", "hello", True]),
+        (("bob",), ["bob", "hello", True]),
+        ({"to": "bob"}, None),  # which is given by position, too: as Python says
+        ([], None),
+    ],
+)
+def test_the_step_can_be_called_with_other_arguments(mails, input, called):
+    run = played()
+    del mails[:]
+    second = rerun(run.id, from_step="mail", input=input)
+    advance("1 day")
+    if called is None:
+        assert (run_of(second).state, run_of(second).error["name"]) == ("failed", "TypeError")
+        return
+    assert (run_of(second).state, mails) == ("completed", [called, ["eve", "none", False]])
+    assert run_of(second).step_keys == ["first", "mail#input", "mail", "last"]
+    assert run_of(second).step("mail#input").output == list(input)
+
+
+def test_named_arguments_are_edited_one_by_one(mails):
+    run = played()
+    rerun(run.id, from_step="mail", input={"urgent": False})
+    drain()
+    assert mails[-1] == ["nobody", "hello", False]
+
+
+def test_arguments_that_were_edited_hold_for_each_attempt_and_no_other_step(calls):
+    seen: list[int] = []
+
+    def falter(n: int) -> int:
+        seen.append(n)
+        if len(seen) in (2, 3):
+            raise ConnectionError("not yet")
+        return n
+
+    @flow("tries", on="go")
+    def tries(step):
+        return [step.run("try", falter, 1), step.run("try", falter, 2)]
+
+    run = played()
+    second = rerun(run.id, from_step="try", input=[5])
+    advance("1 day")
+    assert run_of(second).state == "completed"
+    assert run_of(second).attempts == {"try": 1}
+    assert run_of(second).result == [5, 2]
+    assert seen.count(5) == 2
+
+
+def test_a_step_of_a_saga_is_undone_with_the_arguments_that_it_was_given(mails):
+    run = played("go", {"saga": True})
+    assert mails[-1] == ["sorry", "bob"]
+    rerun(run.id, from_step="mail", input=["carl"])
+    drain()
+    assert mails[-2:] == [["carl", "none", False], ["sorry", "carl"]]
+
+
+def test_edited_arguments_are_forgotten_from_the_same_step_and_kept_from_a_later_one(mails):
+    run = played()
+    second = rerun(run.id, from_step="mail", input=["bob"])
+    drain()
+    third, fourth = rerun(second, from_step="mail"), rerun(second, from_step="last")
+    drain()
+    assert run_of(third).state == "failed"
+    assert run_of(fourth).step_keys == ["first", "mail#input", "mail", "last"]
+
+
+def test_a_strict_flow_minds_no_edited_arguments():
+    @flow("strict", on="go", strict=True)
+    def strict(step):
+        return [step.run("one", str, 1), step.patched("new"), step.run("two", str, 2)]
+
+    run = played()
+    second = rerun(run.id, from_step="two", input=[3])
+    third = rerun(run.id, from_step="one", input=[4])
+    drain()
+    assert run_of(second).result == ["1", True, "3"]
+    assert run_of(third).result == ["4", True, "2"]
+
+
+@pytest.mark.parametrize(
+    ("step", "options", "message"),
+    [
+        (None, {"input": [1]}, "name it with from_step="),
+        ("mail", {"input": [1], "output": 1}, "leave out its input="),
+        ("mail", {"input": "bob"}, "a list of arguments, or a dict of named ones"),
+        ("nap", {"input": [1]}, "'nap' calls no function of yours .sleep."),
+    ],
+)
+def test_input_that_cannot_be_given_is_an_error_at_the_call(step, options, message):
+    @flow("naps", on="nap")
+    def naps(step):
+        step.run("mail", str)
+        step.sleep("nap", "1h")
+
+    run = played("nap")
+    with pytest.raises(InvalidOption, match=message):
+        rerun(run.id, from_step=step, **options)
+    assert events.RERUN not in stored()
+
+
+@pytest.mark.parametrize(
+    ("input", "pointer"), [([{1}], "/input/0"), ({"a": [float("inf")]}, "/input/a/0")]
+)
+def test_input_that_is_not_json_is_an_error_at_the_call(completed, input, pointer):
+    with pytest.raises(InvalidPayload) as error:
+        rerun(completed.id, from_step="second", input=input)
+    assert error.value.pointer == pointer
+    assert events.RERUN not in stored()
+
+
 # -- what is refused -------------------------------------------------------------------------
 
 

@@ -87,9 +87,13 @@ class Functions(Tools):
         check_not_async(id, fn, atomic)
         tried = policy(id, retries, self._retries)
         place = self._enter(id)
-        work = partial(fn, *args, **kwargs)
-        execute = self._execute_atomically if atomic else self._execute
-        return self._step(place, lambda: execute(place.key, work, tried), StepKind.RUN)
+
+        def execute() -> Tool:
+            given, named = self._journal.given(place.key, args, kwargs)
+            return call(place.key, partial(fn, *given, **named), tried)
+
+        call = self._execute_atomically if atomic else self._execute
+        return self._step(place, execute, StepKind.RUN)
 
     def _execute(self, key: str, work: Callable[[], Any], policy: Retries) -> Tool:
         started_at = clock.now()

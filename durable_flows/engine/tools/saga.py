@@ -38,8 +38,9 @@ class Sagas(Functions):
         check_not_async(id, undo, atomic)
         tried = policy(id, retries, self._retries)
         place = self._enter(id)
-        self._remedies.note(place.key, Remedy(undo, args, kwargs, tried, bool(atomic)))
-        work = partial(do, *args, **kwargs)
+        given, named = self._journal.given(place.key, args, kwargs)
+        self._remedies.note(place.key, Remedy(undo, given, named, tried, bool(atomic)))
+        work = partial(do, *given, **named)
 
         def execute() -> Tool:
             yield Write(lambda: self._remedies.intend(place.key))
