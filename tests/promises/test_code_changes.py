@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from durable_flows import Step, StepError, cancel, flow, retry
+from durable_flows.engine.route import route
 from durable_flows.models import Attempt, RunWarning
 from durable_flows.registry import registry
 from durable_flows.testing import RunView, advance, crash_after, drain
-from tests.promises.staging import again, played
+from tests.promises.staging import again, once_at, played
 
 pytestmark = pytest.mark.django_db
 
@@ -469,6 +470,16 @@ def test_a_handler_that_catches_everything_does_not_get_past_it():
     assert changed(rests, after, strict=True).activity == "parked"
 
 
+def test_a_handler_that_catches_everything_and_goes_on_executes_nothing():
+    def after(step: Step) -> list[str]:
+        with suppress(BaseException):
+            step.run("book", lambda: 1)
+        return rests(step)
+
+    run = changed(rests, after, strict=True)
+    assert (run.activity, run.step_keys) == ("parked", ["reserve", "rest"])
+
+
 def test_a_branch_of_a_strict_run_parks_it():
     def before(step: Step) -> None:
         def branch() -> None:
@@ -538,6 +549,32 @@ def test_a_parked_run_that_is_cancelled_undoes_what_it_has_done():
     cancel(run.id)
     drain()
     assert (again(run).state, undone) == ("cancelled", ["c1"])
+
+
+def test_a_run_that_is_cancelled_when_it_is_to_be_parked_undoes_what_it_has_done():
+    undone: list[str] = []
+
+    def before(step: Step) -> None:
+        step.saga().run("charge", lambda: "c1", undo=undone.append)
+        step.sleep("rest", "1h")
+
+    def after(step: Step) -> None:
+        step.saga().run("charge", lambda: "c1", undo=undone.append)
+        step.run("new", lambda: 1)
+        step.sleep("rest", "1h")
+
+    deployed(before, strict=True)
+    run = played()
+    deployed(after, strict=True)
+
+    def stop() -> None:
+        cancel(run.id)
+        route()
+
+    with once_at("histories_read", stop):
+        advance("1h")
+    assert (again(run).state, undone) == ("cancelled", ["c1"])
+    assert again(run).warnings == {}
 
 
 # -- another kind of step ------------------------------------------------------------------------

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from durable_flows import CancelOn, Run, Step, Timeouts, flow, rerun, retry
+from durable_flows import CancelOn, NonRetriableError, Run, Step, Timeouts, flow, rerun, retry
 from durable_flows.engine.route import route
 from durable_flows.errors import DuplicateFlow, InvalidOption
 from durable_flows.flows import Flow
+from durable_flows.models import Due
 from durable_flows.registry import registry
 from durable_flows.testing import advance, drain, run_of, runs_of, send
 from tests.promises.staging import again, forget, played
@@ -189,6 +190,36 @@ def test_deadlines_and_cancel_rules_are_those_of_the_version_that_has_started_th
     send("stop")
     drain()
     assert again(second).state == "started"
+
+
+def test_a_deadline_that_a_newer_version_puts_off_stands_for_the_runs_of_the_older_one():
+    declared(1, timeouts=Timeouts(finish="10m"))
+    first = played()
+    declared(2, timeouts=Timeouts(finish="30m"))
+    advance("10m")
+    assert (again(first).state, again(first).reason) == ("cancelled", "timeout: finish")
+
+
+def test_a_retried_run_has_the_deadline_and_the_cancel_rules_of_its_version():
+    failing = [True]
+
+    @flow("rests", on="go", version=1, cancel_on=CancelOn("stop"), timeouts=Timeouts(start="2h"))
+    def one(step):
+        if failing:
+            raise NonRetriableError("not yet")
+        step.sleep("rest", "1h")
+
+    run = played()
+    failing.clear()
+    declared(2)
+    retry(run.id)
+    route()
+    assert Due.objects.get().deadline_at is not None
+    drain()
+    send("stop")
+    drain()
+    assert again(run).state == "cancelled"
+    assert again(run).reason.startswith("event stop")
 
 
 # -- a version that nobody knows yet ---------------------------------------------------------------

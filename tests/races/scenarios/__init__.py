@@ -12,6 +12,7 @@ from tests.races.scenarios import (
     events,
     families,
     maps,
+    parking,
     sagas,
     signals,
     steals,
@@ -25,6 +26,7 @@ ALL: dict[str, Recipe] = {
     for module in (
         waits,
         claims,
+        parking,
         steals,
         ends,
         families,
