@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from durable_flows.engine import failpoints, inherit, notes, sagas, signatures, sql, stored
+from durable_flows.engine import failpoints, inherit, notes, signatures, sql, stored
 from durable_flows.engine.inherit import Inheritance
 from durable_flows.engine.stored import Routed
 from durable_flows.errors import IllegalTransition, UnknownRun
 from durable_flows.flows import Flow
 from durable_flows.models import Admission, Due, Run, Wait
 from durable_flows.registry import registry
-from durable_flows.rules import causality, clock, deadlines, events, keys, payload
+from durable_flows.rules import causality, clock, deadlines, events, keys, payload, replays
 from durable_flows.rules.equalities import Condition
 from durable_flows.rules.events import Event
 from durable_flows.rules.options import CancelOn
@@ -376,8 +376,8 @@ def _forget_failed_step(run_id: uuid.UUID, error: str | None) -> None:
         "DELETE FROM durable_flows_step WHERE run_id = %(run)s "
         "AND EXISTS (SELECT 1 FROM durable_flows_step undone "
         "WHERE undone.run_id = %(run)s AND undone.kind = 'undo') "
-        f"AND (kind IN ('intent', 'undo') OR key LIKE '%%{sagas.UNDO}' "
-        f"OR key || '{sagas.INTENT}' IN (SELECT intent.key FROM durable_flows_step intent "
+        f"AND (kind IN ('intent', 'undo') OR key LIKE '%%{replays.UNDO}' "
+        f"OR key || '{replays.INTENT}' IN (SELECT intent.key FROM durable_flows_step intent "
         "WHERE intent.run_id = %(run)s AND intent.kind = 'intent'))",
         {"run": run_id},
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from durable_flows import conf
 from durable_flows.engine import clocksync, failpoints, finish, leases, ring, slices, solitude, sql
@@ -77,8 +78,11 @@ def _execute_batch(claims: list[Claim]) -> None:
 
 def _execute_one(batch: Batch, claimed: Claim, history: History) -> None:
     try:
-        if batch.age > STALE and not _still_wanted(claimed, history):
-            return
+        if batch.age > STALE:
+            now = _as_it_stands(claimed, history)
+            if now is None:
+                return
+            claimed = now
         outcome = slices.execute(claimed, history)
         put_away(claimed, outcome)
     except BaseException:  # what could not be put away is taken over when its lease ends
@@ -90,18 +94,19 @@ def _execute_one(batch: Batch, claimed: Claim, history: History) -> None:
         leases.release(claimed.run_id, claimed.lease)
 
 
-def _still_wanted(claimed: Claim, history: History) -> bool:
-    """Whether a claim that had to wait for the runs before it still stands, and is not cancelled.
+def _as_it_stands(claimed: Claim, history: History) -> Claim | None:
+    """A claim that had to wait for the runs before it; None: it stands no more, or was cancelled.
 
-    One that has something to undo is wanted for that.
+    One that was, and has something to undo, is wanted for that.
     """
     rows = sql.execute(
         "SELECT state FROM durable_flows_due WHERE run_id = %(run)s AND lease = %(lease)s",
         {"run": claimed.run_id, "lease": claimed.lease},
     )
-    if rows and (rows[0][0] == DueState.RUNNING or history.intents):
-        return True
+    is_asked_to_stop = bool(rows) and rows[0][0] != DueState.RUNNING
+    if rows and (history.intents or not is_asked_to_stop):
+        return replace(claimed, cancelling=is_asked_to_stop)
     if rows:
         finish.end([cancelled(claimed)])
     leases.release(claimed.run_id, claimed.lease)
-    return False
+    return None

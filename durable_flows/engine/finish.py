@@ -7,9 +7,10 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from typing import Any
 
-from durable_flows.engine import announce, audience, failpoints, ingest, sql
+from durable_flows.engine import announce, audience, failpoints, ingest, ring, sql
 from durable_flows.models import Due, Run
 from durable_flows.rules import clock
 from durable_flows.rules.states import RunState
@@ -17,7 +18,12 @@ from durable_flows.rules.states import RunState
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
-    """How a run is to end. It does only if ``lease`` is still the lease of its due row."""
+    """How a run is to end. It does only if ``lease`` is still the lease of its due row.
+
+    Attributes:
+        has_undo: if it was asked to stop, it does not end yet: what it has done is undone first.
+        is_undone: that has been done, and how it ends was decided then, whoever asks it to stop.
+    """
 
     run_id: uuid.UUID
     lease: int
@@ -25,13 +31,15 @@ class Ending:
     result: str | None = None
     error: dict[str, Any] | None = None
     reason: str = ""
+    has_undo: bool = False
+    is_undone: bool = False
 
 
 def end(endings: Sequence[Ending]) -> list[Ending]:
     """End runs whose due rows still have these leases.
 
     A run that was asked to stop while it executed ends cancelled, whatever its handler came to: the
-    cancellation was there first.
+    cancellation was there first. If it has something to undo, another slice does that.
 
     Returns:
         What was ended, and how.
@@ -42,12 +50,29 @@ def end(endings: Sequence[Ending]) -> list[Ending]:
     now = clock.now()
     with sql.atomic():
         rows = (_write_at_once if sql.postgres() else _write_one_by_one)(endings, now)
+        _let_undo([ending for ending in endings if ending.has_undo], now)
         ended = [_as_written(by_run[sql.uid(run_id)], state) for run_id, state, *_ in rows]
         _tell([sql.uid(run_id) for run_id, _, awaited, *_ in rows if awaited])
         _announce(rows)
         _cancel_children([end.run_id for end in ended if end.state == RunState.CANCELLED], now)
         failpoints.reach("before_end_commit")
     return ended
+
+
+def _let_undo(endings: Sequence[Ending], now: datetime) -> None:
+    """Those of these that were asked to stop are still there, and locked: they go on at once."""
+    if not endings:
+        return
+    given, params = _table(endings, now)
+    rows = sql.execute(
+        "UPDATE durable_flows_due SET wake_at = %(now)s::timestamptz, claims = 0 "
+        f"FROM {given} WHERE durable_flows_due.run_id = given.id "
+        "AND durable_flows_due.lease = given.lease AND durable_flows_due.state = 'cancelling' "
+        "RETURNING queue",
+        params,
+    )
+    for (queue,) in set(rows):
+        sql.on_commit(partial(ring.drain, queue))
 
 
 def _tell(run_ids: Sequence[uuid.UUID]) -> None:
@@ -91,8 +116,8 @@ _TAKE = (
     "ORDER BY d.run_id FOR UPDATE OF d)"
 )
 _DELETE = (
-    "DELETE FROM durable_flows_due WHERE run_id IN (SELECT run_id FROM mine) "
-    "RETURNING run_id, state = 'cancelling' AS asked"
+    "DELETE FROM durable_flows_due WHERE run_id IN (SELECT run_id FROM mine) {spared}"
+    "RETURNING run_id, state = 'cancelling' {decided}AS asked"
 )
 _CLOSE_WAITS = (
     "UPDATE durable_flows_wait SET settled_at = %(now)s::timestamptz, outcome = 'closed' "
@@ -113,21 +138,36 @@ _WRITE = (
 )
 
 
+def _delete(endings: Sequence[Ending]) -> tuple[str, dict[str, Any]]:
+    """The statement that takes the due rows away of those who end, and its parameters."""
+    spared = [ending.run_id for ending in endings if ending.has_undo]
+    decided = [ending.run_id for ending in endings if ending.is_undone]
+    text = _DELETE.format(
+        spared=f"AND NOT (state = 'cancelling' AND {sql.among('run_id', 'spared')}) "
+        if spared
+        else "",
+        decided=f"AND NOT {sql.among('run_id', 'decided')} " if decided else "",
+    )
+    return text, {"spared": spared, "decided": decided}
+
+
 def _write_at_once(endings: Sequence[Ending], now: datetime) -> list[sql.Row]:
     """Due rows, waits and results by one statement: one round trip and one plan."""
     given, params = _table(endings, now)
+    delete, which = _delete(endings)
     return sql.execute(
-        f"{_TAKE.format(given=given)}, gone AS ({_DELETE}), "
+        f"{_TAKE.format(given=given)}, gone AS ({delete}), "
         f"closed AS ({_CLOSE_WAITS.format(gone='gone')}) "
         f"{_WRITE.format(given=given, gone='gone')}",
-        params,
+        {**params, **which},
     )
 
 
 def _write_one_by_one(endings: Sequence[Ending], now: datetime) -> list[sql.Row]:
     """For SQLite, whose common table expressions cannot write."""
     given, params = _table(endings, now)
-    rows = sql.execute(f"{_TAKE.format(given=given)} {_DELETE}", params)
+    delete, which = _delete(endings)
+    rows = sql.execute(f"{_TAKE.format(given=given)} {delete}", {**params, **which})
     if not rows:
         return []
     gone, more = sql.table(

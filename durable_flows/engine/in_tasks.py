@@ -105,7 +105,7 @@ class Tasks:
         finally:
             self._desk.close()
             # What is to be undone must have come to its end before.
-            self._calls.close(wait=bool(self._journal.intents))
+            self._calls.close(wait=self._journal.is_in_doubt)
             if self._is_over:
                 self._main.stopped = self._end()
         return result

@@ -61,7 +61,7 @@ class Threads:
                 return handler(**arguments)
         finally:
             self._desk.close()
-            if self._journal.intents:  # what is to be undone must have come to its end before
+            if self._journal.is_in_doubt:  # what is to be undone must have come to its end before
                 for thread in self._threads:
                     thread.join()
 

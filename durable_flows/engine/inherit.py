@@ -11,11 +11,10 @@ import uuid
 from dataclasses import dataclass
 
 from durable_flows.engine import failpoints, sql
-from durable_flows.engine.sagas import INTENT, UNDO
 from durable_flows.engine.stored import Routed
 from durable_flows.models import Step, Wait
 from durable_flows.rules import clock, keys
-from durable_flows.rules.replays import INPUT
+from durable_flows.rules.replays import INPUT, INTENT, UNDO
 from durable_flows.rules.states import StepKind, StepState
 
 #: The lease of steps that no slice of this run has recorded, but which were taken over or given.

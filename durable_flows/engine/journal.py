@@ -110,7 +110,7 @@ class Journal(Recording):
         """
         if self.begin(key, StepKind.PATCH) is not None:
             return True
-        if not is_past:
+        if not is_past and not self.recalls:
             self.record(key, StepKind.PATCH, output="true")
         return not is_past
 
@@ -173,7 +173,13 @@ class Journal(Recording):
     ) -> Recorded:
         """Record the end of several waits, and close those of them that go on, in one transaction."""
         pending: list[Waiting | Child] = [*self._waits.values(), *self._children.values()]
-        closed = {wait.id for wait in pending if not wait.outcome and closes(wait.key)}
+        closed = {
+            wait.id
+            for wait in pending
+            if wait.outcome in ("", WaitOutcome.EVENT)
+            and wait.key not in self._steps
+            and closes(wait.key)
+        }
 
         def write() -> tuple[Recorded, str]:
             with sql.atomic():

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
+from django.db import DatabaseError
+
 from durable_flows import conf
 from durable_flows.engine import native, sql
 from durable_flows.models import Due
@@ -138,8 +140,11 @@ def _beat() -> None:
             if _age() >= conf.settings().HEARTBEAT_SECONDS:
                 renew()
             look_after()
-        except Exception:  # whatever it was, the leases must be renewed the next time
-            logger.warning("the heartbeat missed a beat; trying again", exc_info=True)
+        except Exception as error:  # whatever it was, the leases must be renewed the next time
+            unknown = None if isinstance(error, DatabaseError) else error
+            logger.warning(
+                "the heartbeat missed a beat (%s); trying again", error, exc_info=unknown
+            )
             sql.connection().close()
 
 

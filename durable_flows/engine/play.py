@@ -60,7 +60,7 @@ def replay(
             raise journal.stopped from error
         if main.stopped is not None and not isinstance(error, SuspendSwallowed):
             error = SuspendSwallowed(_swallowed(flow))
-        return _failed(flow, claimed, journal, main, error)
+        return failed_between(flow, claimed, journal, main, error)
 
 
 def rehearse(flow: Flow, claimed: Claim, journal: Journal) -> None:
@@ -87,6 +87,20 @@ def _to_its_end(
     return _completed(claimed, result)
 
 
+def failed_between(
+    flow: Flow, claimed: Claim, journal: Journal, main: Scope, error: BaseException
+) -> Outcome:
+    """The handler raised: another attempt at the code after the last step, or the end."""
+    key = f"after:{main.last_key}"
+    failures = len(journal.failures(key)) + 1
+    verdict = outcomes.after_failure(error, flow.retries, failures=failures, spread=random.random())
+    if isinstance(verdict, outcomes.GiveUp):
+        return failed(claimed, verdict.error)
+    next_at = clock.now() + verdict.delay
+    journal.record_failure(key, outcomes.describe(error), next_at)
+    return Sleeping(next_at, has_undo=bool(journal.intents))
+
+
 def goes_on_at(journal: Journal, signal: Suspend) -> datetime:
     """When the run goes on: at once, if it was woken while it executed.
 
@@ -106,20 +120,6 @@ def _completed(claimed: Claim, result: Any) -> Ending:
     except InvalidPayload as error:
         raise UnserialisableResult(f"what the handler returned, {error}") from error
     return Ending(run_id=claimed.run_id, lease=claimed.lease, state=RunState.COMPLETED, result=text)
-
-
-def _failed(
-    flow: Flow, claimed: Claim, journal: Journal, main: Scope, error: BaseException
-) -> Outcome:
-    """The handler raised: another attempt at the code after the last step, or the end."""
-    key = f"after:{main.last_key}"
-    failures = len(journal.failures(key)) + 1
-    verdict = outcomes.after_failure(error, flow.retries, failures=failures, spread=random.random())
-    if isinstance(verdict, outcomes.GiveUp):
-        return failed(claimed, verdict.error)
-    next_at = clock.now() + verdict.delay
-    journal.record_failure(key, outcomes.describe(error), next_at)
-    return Sleeping(next_at, has_undo=bool(journal.intents))
 
 
 def _hold_off(journal: Journal) -> None:

@@ -15,6 +15,9 @@ from durable_flows.errors import DeterminismError, Diverged, HandBack, LimitExce
 from durable_flows.rules import clock, durations, replays
 from durable_flows.rules.states import StepKind, StepState
 
+#: What is no step by itself: it may be met where nothing is to begin.
+_BESIDE = (StepKind.RACE, StepKind.PATCH)
+
 
 class Replaying(Fence):
     """One slice's view of what is recorded.
@@ -68,7 +71,7 @@ class Replaying(Fence):
             raise self._stop(HandBack())
         step = self._steps.get(key)
         if step is None:
-            if kind != StepKind.RACE:  # which is no step by itself
+            if kind not in _BESIDE:
                 self._see_whether_it_may_begin(key)
             self._hold_off(key)
             self.check_room(key)
@@ -101,7 +104,7 @@ class Replaying(Fence):
             self._goes_no_further()
         if self.replay is None:
             return
-        if key in self._waits or key in self._children or key.startswith(replays.PATCH):
+        if key in self._waits or key in self._children:
             return
         if after := self.replay.after(key):
             self._diverge(fits.out_of_order(key, after))
@@ -136,6 +139,11 @@ class Replaying(Fence):
     def intents(self) -> list[str]:
         """The keys of the recorded intents of sagas, the oldest first."""
         return [step.key for step in self._steps.values() if step.kind == StepKind.INTENT]
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether a step was going to be tried, and nobody has recorded what came of it."""
+        return any(key.removesuffix(replays.INTENT) not in self._steps for key in self.intents)
 
     def recall(self) -> None:
         """The handler is replayed once more to learn how its steps are undone: it begins nothing."""

@@ -17,10 +17,9 @@ from durable_flows.engine.journal import Journal
 from durable_flows.engine.scopes import Place, Scope, Tool, Write
 from durable_flows.errors import InvalidOption, StepError, UndoFailed
 from durable_flows.rules.backoff import Retries
+from durable_flows.rules.replays import INTENT, UNDO
 from durable_flows.rules.states import StepKind, StepState
 
-INTENT = "#intent"  # ends the key of a step's intent
-UNDO = "#undo"  # and that of what undoes it
 UNDOING = "saga#undo"  # the step that says that undoing has begun
 
 #: Executes a function as a step, or finds that it has been.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -158,13 +159,15 @@ def _go_on(flow: Flow, claimed: Claim, journal: Journal) -> Outcome:
         if not remedies.is_complete:  # losers of a race, say, that were not played in this slice
             return _go_back(flow, claimed, journal, outcome)
         return _undo(flow, claimed, journal, remedies, outcome)
+    if isinstance(outcome, Ending) and journal.intents:
+        return replace(outcome, has_undo=True)
     return outcome
 
 
 def _go_back(flow: Flow, claimed: Claim, journal: Journal, ending: Ending) -> Outcome:
     """Replay the handler to learn how its steps are undone, beginning nothing new; then undo them."""
     driver, remedies = play.driver_of(flow, claimed, journal), Remedies(journal)
-    step = Step(journal, flow.retries, driver, remedies)
+    main, step = driver.scope, Step(journal, flow.retries, driver, remedies)
     journal.recall()
     try:
         driver.play(flow.handler, play.arguments(flow, claimed, step))
@@ -172,7 +175,13 @@ def _go_back(flow: Flow, claimed: Claim, journal: Journal, ending: Ending) -> Ou
         raise
     except BaseException as end:  # whatever it is: that the run ends was decided before
         logger.debug("run %s was replayed to %r", claimed.run_id, end)
+        if isinstance(end, Exception) and journal.stopped is None and not remedies.is_complete:
+            later = play.failed_between(flow, claimed, journal, main, end)
+            if isinstance(later, Sleeping):  # it may come further the next time
+                return replace(later, undoes=True)
     if isinstance(journal.stopped, LeaseLost | HandBack):
+        raise journal.stopped
+    if isinstance(journal.stopped, Diverged) and not remedies.is_complete:
         raise journal.stopped
     return _undo(flow, claimed, journal, remedies, ending)
 
@@ -210,11 +219,12 @@ def _said(ending: Ending) -> dict[str, Any]:
 def _ended(claimed: Claim, end: Mapping[str, Any], left: Mapping[str, str]) -> Ending:
     """The end that was decided; what could not be undone is an error of a run that has failed."""
     if left and end["error"] is not None:
-        return failed(claimed, not_undone(left, end["reason"]))
+        return replace(failed(claimed, not_undone(left, end["reason"])), is_undone=True)
     return Ending(
         run_id=claimed.run_id,
         lease=claimed.lease,
         state=RunState(end["state"]),
         error=end["error"],
         reason=end["reason"],
+        is_undone=True,
     )

@@ -252,7 +252,7 @@ def _park(
         "WHERE run_id = %(run)s AND lease = %(lease)s AND state = 'running' RETURNING run_id",
         {"run": claimed.run_id, "lease": claimed.lease, "keeps": keeps},
     )
+    if why is not None and (rows or claimed.cancelling):
+        notes.warn({(claimed.run_id, notes.PARKED): reason})
     if not rows:
         _see_why_not(claimed, has_undo=has_undo)
-    elif why is not None:
-        notes.warn({(claimed.run_id, notes.PARKED): reason})

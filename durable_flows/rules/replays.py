@@ -12,9 +12,9 @@ from collections.abc import Collection, Iterable, Iterator
 PATCH = "patched:"  # what the key of a patch begins with
 #: One branch within a key: of a group that has a place in its line, or a task that has none.
 _BRANCH = re.compile(r"(?:(parallel|race)(?:#\d+)?|task)\[\d+\]/")
-INPUT = "#input"  # and what the key ends with of a step's input that was edited
-_NOT_THE_HANDLERS = ("#undo", INPUT)
-_SUFFIX = re.compile(r"#intent$")
+#: What ends the key of a step's intent, of what undoes it, and of its input that was edited.
+INTENT, UNDO, INPUT = "#intent", "#undo", "#input"
+_NOT_THE_HANDLERS = (UNDO, INPUT)
 _ONE_OF_SEVERAL = re.compile(r"\[\d+\]$")  # of the waits of one step
 
 
@@ -38,7 +38,7 @@ def place_in(line: str, key: str) -> str:
         return ""
     if branch := _BRANCH.match(rest):
         return f"{line}{branch[0].rpartition('[')[0]}" if branch[1] else ""
-    return line + _SUFFIX.sub("", rest)
+    return line + rest.removesuffix(INTENT)
 
 
 def is_past(recorded: Iterable[str], line: str, met: Collection[str], tasks: int) -> bool:

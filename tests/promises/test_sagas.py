@@ -22,11 +22,13 @@ from durable_flows import (
     send,
 )
 from durable_flows.engine import ring
+from durable_flows.engine.execute import drain as drain_queue
 from durable_flows.engine.route import route
 from durable_flows.errors import InvalidOption
+from durable_flows.flows import Flow
 from durable_flows.models import RunWarning
 from durable_flows.testing import advance, crash_after, crash_at, drain
-from tests.promises.staging import again, played
+from tests.promises.staging import again, forget, played
 
 pytestmark = pytest.mark.django_db
 
@@ -531,3 +533,209 @@ def test_the_loser_of_a_race_is_undone_in_a_later_slice_too(colour, end, declare
     advance("1h")
     assert (again(run).state, again(run).warnings) == (end, {})
     assert ledger == ["plain", "charge", "ship", "unship", "uncharge"]
+
+
+# -- whatever comes in between -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rests", [False, True])
+def test_a_run_that_is_cancelled_after_its_last_step_is_undone(rests, ledger, book):
+    """Its handler has ended, and its end is not written yet."""
+
+    @flow("trip", on="go")
+    def trip(step, run):
+        book(step.saga(), "flight")
+        if rests:
+            step.sleep("rest", "1h")
+        cancel(run.id)
+        route()
+        return "done"
+
+    run = played()
+    advance("1h")
+    assert (again(run).state, again(run).result) == ("cancelled", None)
+    assert ledger == ["flight", "unflight flight!"]
+
+
+def test_it_is_undone_at_once_and_not_when_the_lease_has_ended(ledger, book):
+    @flow("trip", on="go")
+    def trip(step, run):
+        book(step.saga(), "flight")
+        cancel(run.id)
+        route()
+
+    run = played()
+    assert (again(run).state, ledger) == ("cancelled", ["flight", "unflight flight!"])
+
+
+def test_a_run_that_has_ended_is_not_undone_if_somebody_comes_too_late(ledger, book):
+    @flow("trip", on="go")
+    def trip(step):
+        book(step.saga(), "flight")
+
+    run = played()
+    cancel(run.id)
+    drain()
+    assert (again(run).state, ledger) == ("completed", ["flight"])
+
+
+@pytest.mark.parametrize("by", ["a person", "a deadline"])
+def test_a_failed_run_that_is_being_undone_stays_failed_whoever_cancels_it(by, ledger):
+    def undo(result: Any) -> None:
+        ledger.append("try")
+        if ledger.count("try") < 3:
+            raise ConnectionError("not yet")
+
+    timeouts = Timeouts(finish="1h" if by == "a deadline" else "9 days")
+
+    @flow("trip", on="go", retries=Retries(5, backoff=Fixed("40m"), jitter=0), timeouts=timeouts)
+    def trip(step):
+        step.saga().run("charge", lambda: None, undo=undo)
+        step.run("fail", fail)
+
+    @trip.on_failure
+    def tell():
+        ledger.append("told")
+
+    run = played()
+    if by == "a person":
+        cancel(run.id)
+    advance("3h")
+    run = again(run)
+    assert (run.state, run.error["step"]) == ("failed", "fail")
+    assert ledger == ["try", "try", "try", "told"]
+
+
+def test_a_patch_that_came_later_keeps_nothing_from_being_undone(ledger, book):
+    def declare(is_patched: bool) -> Flow:
+        @flow("trip", on="go")
+        def trip(step):
+            saga = step.saga()
+            book(saga, "flight")
+            if is_patched and step.patched("bus"):
+                book(saga, "bus")
+            book(saga, "hotel")
+            step.sleep("rest", "1h")
+
+        return trip
+
+    old = declare(False)
+    run = played()
+    forget(old)
+    declare(True)
+    cancel(run.id)
+    drain()
+    assert (again(run).state, again(run).warnings) == ("cancelled", {})
+    assert ledger == ["flight", "hotel", "unhotel hotel!", "unflight flight!"]
+    assert "patched:bus" not in again(run).step_keys
+
+
+@pytest.mark.parametrize("colour", ["threads", "tasks"])
+def test_an_error_between_steps_is_tried_again_while_undoing_is_learnt(colour, ledger):
+    def do(what: str) -> None:
+        ledger.append(what)
+
+    def undo(result: Any, what: str) -> None:
+        ledger.append(f"un{what}")
+
+    def between() -> None:
+        ledger.append("between")
+        if ledger.count("between") == 2:
+            raise ConnectionError("a moment")
+
+    policy = Retries(3, backoff=Fixed("1m"), jitter=0)
+    if colour == "threads":
+
+        @flow("trip", on="go", retries=policy)
+        def trip(step):
+            step.saga().run("flight", do, "flight", undo=undo)
+            between()
+            step.saga().run("hotel", do, "hotel", undo=undo)
+            step.sleep("rest", "1 day")
+    else:
+
+        @flow("trip", on="go", retries=policy)
+        async def trip_(step):
+            await step.saga().run("flight", do, "flight", undo=undo)
+            between()
+            await step.saga().run("hotel", do, "hotel", undo=undo)
+            await step.sleep("rest", "1 day")
+
+    run = played()
+    cancel(run.id)
+    drain()
+    assert again(run).activity == "cancelling"
+    advance("1m")
+    assert (again(run).state, again(run).warnings) == ("cancelled", {})
+    assert [what for what in ledger if what != "between"] == [
+        *("flight", "hotel", "unhotel", "unflight")
+    ]
+
+
+def test_one_that_lasts_ends_it_and_what_is_not_undone_is_said(ledger, book):
+    broken: list[bool] = []
+
+    @flow("trip", on="go", retries=Retries(2, backoff=Fixed("1m"), jitter=0))
+    def trip(step):
+        book(step.saga(), "flight")
+        if broken:
+            raise ConnectionError("for good")
+        book(step.saga(), "hotel")
+        step.sleep("rest", "1 day")
+
+    run = played()
+    broken.append(True)
+    cancel(run.id)
+    advance("1h")
+    assert again(run).state == "cancelled"
+    assert "nobody knows how" in again(run).warnings["hotel#undo"]
+    assert ledger == ["flight", "hotel", "unflight flight!"]
+
+
+def test_code_that_does_not_fit_is_waited_for_before_anything_is_undone(ledger, book):
+    def declare(changed: bool) -> Flow:
+        @flow("trip", on="go")
+        def trip(step):
+            book(step.saga(), "flight")
+            if changed:
+                step.sleep("look", "1h")
+            else:
+                step.run("look", lambda: None)
+            book(step.saga(), "hotel")
+            step.sleep("rest", "1 day")
+
+        return trip
+
+    old = declare(False)
+    run = played()
+    forget(old)
+    changed = declare(True)
+    cancel(run.id)
+    route()
+    drain_queue(ring.default_queue(), seconds=0.2)
+    assert (again(run).activity, ledger) == ("cancelling", ["flight", "hotel"])
+    assert "look" in again(run).warnings["parked"]
+    forget(changed)
+    declare(False)
+    advance("1m")
+    assert again(run).state == "cancelled"
+    assert ledger == ["flight", "hotel", "unhotel hotel!", "unflight flight!"]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_nobody_waits_for_a_loser_that_has_nothing_to_undo(ledger, book):
+    late = threading.Event()
+
+    def be_slow() -> None:
+        late.wait(10)
+        ledger.append("late")
+
+    @flow("trip", on="go")
+    def trip(step):
+        book(step.saga(), "flight")
+        step.race(step.later.run("quick", str), step.later.run("slow", be_slow))
+
+    try:
+        assert (played().state, ledger) == ("completed", ["flight"])
+    finally:
+        late.set()

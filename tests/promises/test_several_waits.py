@@ -237,3 +237,20 @@ def test_an_event_that_comes_as_a_race_is_lost_is_there_for_the_next_wait():
     run = played()
     advance("2h")
     assert again(run).result == ["first", "reply"]
+
+
+def test_of_two_waits_that_end_at_once_the_loser_s_event_is_there_for_the_next():
+    @flow("asks", on="go")
+    def asks(step):
+        first = step.race(
+            step.later.wait_for_event("a", event="a", timeout="1h"),
+            step.later.wait_for_event("b", event="b", timeout="1h"),
+        )
+        again = step.wait_for_event("again", event="b", timeout="1h", since="run")
+        return [first.name, again and again.name]
+
+    run = played()
+    send("a")
+    send("b")
+    drain()
+    assert again(run).result == ["a", "b"]

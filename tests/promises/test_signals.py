@@ -26,7 +26,7 @@ from durable_flows.engine.route import route
 from durable_flows.errors import InvalidDuration, InvalidOption
 from durable_flows.models import Event as StoredEvent
 from durable_flows.models import Wait
-from durable_flows.testing import advance, crash_at, drain, run_of, sent
+from durable_flows.testing import advance, crash_at, drain, run_of, send, sent
 from tests.promises.staging import again, now, played, rolled_back
 
 pytestmark = pytest.mark.django_db
@@ -155,6 +155,22 @@ def test_a_signal_that_comes_as_a_race_is_lost_is_there_for_another_run(asks):
 
     played("race")
     assert played("go").result == 1
+
+
+def test_of_a_signal_and_an_event_that_come_at_once_the_loser_is_there_for_the_next_wait():
+    @flow("asks", on="go")
+    def asks(step):
+        step.race(
+            step.later.wait_for_event("event", event="a", timeout="1h"),
+            step.later.wait_for_signal("wait", "door", timeout="1h"),
+        )
+        return told(step.wait_for_signal("again", "door", timeout="1h"))
+
+    run = played("go")
+    send("a")
+    send_signal("door", {"n": 1})
+    drain()
+    assert again(run).result == 1
 
 
 # -- how long it is kept ---------------------------------------------------------------------

@@ -7,7 +7,7 @@ from unittest.mock import patch
 
 from durable_flows import Step, cancel, flow
 from durable_flows.engine import cancel as cancelling
-from durable_flows.engine import suspend
+from durable_flows.engine import slices, suspend
 from durable_flows.engine.history import Claim
 from durable_flows.engine.route import route
 from durable_flows.models import Run
@@ -55,4 +55,37 @@ def cancel_against_a_saga() -> Scenario:
     )
 
 
-RACES = [cancel_against_a_saga]
+def cancel_against_the_end_of_a_saga() -> Scenario:
+    """It comes before the last step is recorded, while the run's end is written, or too late."""
+
+    @flow("trip", on="asked")
+    def trip(step: Step) -> None:
+        step.saga().run("book", str, "booked", undo=lambda result, _: f"{result} no more")
+
+    def stop(run: Claim) -> None:
+        cancel(run.run_id)
+        route()
+
+    def holds(run: Claim, _: Sequence[object]) -> str:
+        steps = set(StepRow.objects.values_list("key", flat=True))
+        state = Run.objects.get(pk=run.run_id).state
+        assert (state == "cancelled") == ("book#undo" in steps or "book#intent" not in steps), (
+            f"{state}, with {sorted(steps)}"
+        )
+        return state
+
+    return Scenario(
+        stage=lambda: claimed("asked"),
+        actors=[("slice", slice_of), ("canceller", stop)],
+        holds=holds,
+        outcomes=frozenset({"completed", "cancelled"}),
+        twins=[
+            Twin(
+                without="leaving those to another slice that have something to undo",
+                patch=lambda: patch.object(slices, "replace", lambda ending, **_: ending),
+            ),
+        ],
+    )
+
+
+RACES = [cancel_against_a_saga, cancel_against_the_end_of_a_saga]
