@@ -101,6 +101,20 @@ class Decision:
             data=said["data"],
         )
 
+    def said(self) -> dict[str, Any]:
+        """What such a command carries of it."""
+        return {
+            "approved": self.approved,
+            "by": self.by,
+            "at": self.at.isoformat(),
+            "comment": self.comment,
+            "data": self.data,
+        }
+
+    def told(self) -> Event:
+        """The inverse of `of`."""
+        return Event(events.DECIDED, self.said())
+
 
 def _path_of(what: str, form: type[Form] | str | None) -> str:
     """The dotted path of a form, by which the dashboard finds it again."""
@@ -182,14 +196,14 @@ def decide(
     found = _find(approval_id)
     _check_open(found)
     _check_right(found, by)
-    said = {
-        "approval": str(found.pk),
-        "approved": bool(approved),
-        "by": by if isinstance(by, str) else by.get_username(),
-        "at": clock.now().isoformat(),
-        "comment": comment,
-        "data": _cleaned(found, approved, data),
-    }
+    decision = Decision(
+        approved=bool(approved),
+        by=by if isinstance(by, str) else by.get_username(),
+        at=clock.now(),
+        comment=comment,
+        data=_cleaned(found, approved, data),
+    )
+    said = {"approval": str(found.pk), **decision.said()}
     if not ingest.decide(found.pk, said, run_id=found.run_id):
         raise ApprovalClosed(f"approval {found.pk} has been decided by somebody else")
 

@@ -239,3 +239,26 @@ def refuse_ambiguous_option(id: str, fn: Callable[..., Any], option: str) -> Non
             f"step {id!r}: {option}= is an option of step.run and also a parameter of "
             f"{getattr(fn, '__qualname__', fn)}; pass the function's own with functools.partial"
         )
+
+
+def with_named(
+    fn: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    named: Mapping[str, Any],
+) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    """These arguments with others of some names, also of those that are passed by position.
+
+    A function whose parameters cannot be read gets them by name.
+    """
+    try:
+        parameters = inspect.signature(fn).parameters.values()
+    except (TypeError, ValueError):
+        return args, {**kwargs, **named}
+    by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = [parameter.name for parameter in parameters if parameter.kind in by_position]
+    edited, left = list(args), dict(named)
+    for place, name in enumerate(names[: len(edited)]):
+        if name in left:
+            edited[place] = left.pop(name)
+    return edited, {**kwargs, **left}

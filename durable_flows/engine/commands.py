@@ -7,25 +7,22 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from durable_flows import conf, models
-from durable_flows.engine import ingest
+from durable_flows.engine import edits, ingest
+from durable_flows.engine.edits import Place
 from durable_flows.errors import (
     IllegalTransition,
     InvalidOption,
     RunHasEnded,
     UnknownEvent,
     UnknownRun,
-    UnknownStep,
 )
 from durable_flows.rules import clock, events, keys, payload
-from durable_flows.rules.events import Event
-from durable_flows.rules.states import TERMINAL, RunState, StepKind, WaitKind
-
-STEPS_NAMED = 20  # in an error, of those that a run has recorded
+from durable_flows.rules.states import TERMINAL, RunState
 
 
 def cancel(run_id: str | uuid.UUID, *, reason: str = "") -> str:
@@ -157,10 +154,11 @@ def rerun(
             that step and what follows. By default everything is executed again.
         data: what the new run's handler finds in ``event.data``, in place of what the event has.
         input: with ``from_step``, the key of a `Step.run`: what its function is called with. A list takes
-            the place of the arguments by position, a dict that of those of its names; the others are as
-            the code says.
+            the place of the arguments by position, a dict that of those of its names, however the code
+            passes them; the others are as the code says.
         output: with ``from_step``: what that step has come to, which is then not executed. Of a wait
-            an `Event`, or None for its timeout.
+            what it returns, an `Event`, a `Signal` or a `Decision`, or None for its timeout; of one for
+            several events a list; of `Step.map` the list of results.
         reason: why, or who asks; noted on the command.
 
     Returns:
@@ -174,7 +172,7 @@ def rerun(
             what is wrong.
         InvalidEvent: the same of ``data``.
         InvalidOption: ``input`` or ``output`` without ``from_step``, or both, or for a step that has
-            none; ``reason`` is no text.
+            none, or none like this; ``reason`` is no text.
     """
     run, asked = _run_id(run_id), _because("rerun", reason)
     row = _runs().filter(pk=run).only("flow", "event_id").first()
@@ -191,44 +189,6 @@ def rerun(
 # -- a step of a run that is done again --------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Place:
-    """A step that a run has come to.
-
-    Attributes:
-        key: its key.
-        seq: its place among the recorded steps, or that which it would have had.
-        kind: which tool.
-    """
-
-    key: str
-    seq: int
-    kind: str
-
-    @classmethod
-    def of(cls, run: uuid.UUID, key: str) -> _Place:
-        """Where this step stands. Raises `UnknownStep`."""
-        _check_key("rerun", key)
-        using = conf.settings().DATABASE
-        steps = models.Step.objects.using(using).filter(run=run)
-        recorded = dict(steps.order_by("seq").values_list("key", "seq"))
-        if key in recorded:
-            (kind,) = steps.filter(key=key).values_list("kind", flat=True)
-            return cls(key=key, seq=recorded[key], kind=kind)
-        after = max(recorded.values(), default=0) + 1
-        waits = models.Wait.objects.using(using).filter(run=run, key=key)
-        for kind in waits.exclude(kind=WaitKind.CANCEL).values_list("kind", flat=True):
-            is_event = kind == WaitKind.STEP
-            return cls(key=key, seq=after, kind=StepKind.WAIT if is_event else StepKind.INVOKE)
-        if models.Attempt.objects.using(using).filter(run=run, key=key).exists():
-            return cls(key=key, seq=after, kind=StepKind.RUN)
-        named = ", ".join(map(repr, list(recorded)[:STEPS_NAMED])) or "none"
-        more = ", …" if len(recorded) > STEPS_NAMED else ""
-        raise UnknownStep(
-            key, f"run {run} has not come to a step {key!r}; it has recorded {named}{more}"
-        )
-
-
 def _from(run: uuid.UUID, step: str | None, input: Any, output: Any) -> dict[str, Any]:
     """What a command to do a run again says of the step from which on, and what is edited of that."""
     if step is None:
@@ -237,30 +197,20 @@ def _from(run: uuid.UUID, step: str | None, input: Any, output: Any) -> dict[str
                 "rerun(): input= and output= are those of a step: name it with from_step="
             )
         return {}
-    place = _Place.of(run, step)
+    _check_key("rerun", step)
+    place = Place.of(run, step)
     asked: dict[str, Any] = {"from_step": step, "before": place.seq}
+    if place.parts:
+        asked["parts"] = list(place.parts)
     if input is not None:
         if output is not ...:
             raise InvalidOption(
                 "rerun(): a step whose output= is given is not executed; leave out its input="
             )
-        asked["input"] = _given(input, place)
+        asked["input"] = edits.given(input, place)
     if output is not ...:
-        asked |= {"kind": place.kind, "output": _encoded(output, place)}
+        asked |= {"kind": place.kind, "output": edits.encoded(output, place)}
     return asked
-
-
-def _given(input: Any, place: _Place) -> str:
-    """What a step's function is to be called with, as JSON text."""
-    if place.kind != StepKind.RUN:
-        raise InvalidOption(
-            f"rerun(): step {place.key!r} calls no function of yours ({place.kind}), so it has no input="
-        )
-    if not isinstance(input, list | tuple | dict):
-        raise InvalidOption(
-            f"rerun(): input= is a list of arguments, or a dict of named ones, not {input!r}"
-        )
-    return payload.dumps(input, limits=conf.settings().result_limits, pointer="/input")
 
 
 def _room() -> payload.Limits:
@@ -268,24 +218,6 @@ def _room() -> payload.Limits:
     limits = conf.settings()
     most = limits.MAX_EVENT_BYTES + 2 * limits.MAX_RESULT_BYTES
     return replace(limits.event_limits, max_bytes=most)
-
-
-def _encoded(output: Any, place: _Place) -> str | None:
-    """What a step is said to have come to, as JSON text."""
-    if place.kind == StepKind.SLEEP:
-        raise InvalidOption(f"rerun(): step {place.key!r} is a sleep, which has no output")
-    limits = conf.settings()
-    if place.kind == StepKind.WAIT and output is not None:
-        if not isinstance(output, Event):
-            raise InvalidOption(
-                f"rerun(): step {place.key!r} waits for an event: output= is an Event, or None for "
-                f"its timeout, not {output!r}"
-            )
-        events.encode(output, limits=limits.event_limits, pointer="/output")
-        output = replace(output, ts=output.ts or clock.now()).as_dict()
-    if place.kind == StepKind.WAIT and output is None:
-        return None
-    return payload.dumps(output, limits=limits.result_limits, pointer="/output")
 
 
 def _edited(row: models.Run, data: dict[str, Any]) -> uuid.UUID:

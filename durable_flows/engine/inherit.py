@@ -20,14 +20,14 @@ from durable_flows.rules.states import StepKind, StepState
 #: The lease of steps that no slice of this run has recorded, but which were taken over or given.
 TAKEN_OVER = 0
 
-_STEPS = (
+_STEPS = (  # the end of each of a step's several waits is recorded too, and is forgotten with it
     "INSERT INTO durable_flows_step (run_id, key, seq, kind, state, output, error, until, mark, "
     "lease, attempt, started_at, ended_at) "
     "SELECT %(run)s::uuid, key, row_number() OVER (ORDER BY seq, ended_at, key), kind, state, output, "
     "error, until, mark, %(lease)s, attempt, started_at, ended_at FROM durable_flows_step "
     "WHERE run_id = %(origin)s AND seq < %(before)s "
     f"AND key NOT IN (%(key)s::text, %(key)s::text || '{INTENT}', %(key)s::text || '{INPUT}') "
-    "AND kind <> 'undo' "
+    "AND kind <> 'undo' AND NOT ({parts}) "
     # What was undone is to be done again.
     f"AND CASE WHEN kind = 'intent' THEN replace(key, '{INTENT}', '{UNDO}') ELSE key || '{UNDO}' END "
     "NOT IN (SELECT u.key FROM durable_flows_step u WHERE u.run_id = %(origin)s "
@@ -58,6 +58,7 @@ class Inheritance:
         kind: the step's, if what it has come to is given.
         output: that, as JSON text.
         input: what it is given, as JSON text; None: what the code says.
+        parts: the keys of its several waits, if it has such.
     """
 
     run_id: uuid.UUID
@@ -68,6 +69,7 @@ class Inheritance:
     kind: str = ""
     output: str | None = None
     input: str | None = None
+    parts: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, run_id: uuid.UUID, origin: uuid.UUID, command: Routed) -> Inheritance | None:
@@ -84,6 +86,7 @@ class Inheritance:
             kind=asked.get("kind", ""),
             output=asked.get("output"),
             input=asked.get("input"),
+            parts=tuple(asked.get("parts", ())),
         )
 
 
@@ -95,7 +98,10 @@ def is_asked(command: Routed) -> bool:
 def take_over(found: Inheritance) -> None:
     """Copy what is recorded before the step, and record what the step is said to have come to."""
     whose = {"run": found.run_id, "origin": found.origin, "key": found.key}
-    steps = sql.execute(_STEPS, {**whose, "before": found.before, "lease": TAKEN_OVER})
+    steps = sql.execute(
+        _STEPS.format(parts=sql.among("key", "parts")),
+        {**whose, "before": found.before, "lease": TAKEN_OVER, "parts": list(found.parts)},
+    )
     used = sql.execute(_USED, whose)
     _copy_waits(found.run_id, [(sql.uid(wait_id), key) for wait_id, key in used])
     if found.kind:

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 from durable_flows import conf
 from durable_flows.engine import fits, notes
+from durable_flows.engine.arguments import with_named
 from durable_flows.engine.fence import Fence
 from durable_flows.engine.history import Claim, Failure, History, Recorded, size_of
 from durable_flows.engine.scopes import Scope
@@ -120,7 +121,11 @@ class Replaying(Fence):
         return self._steps.get(key)
 
     def given(
-        self, key: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+        self,
+        key: str,
+        fn: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
     ) -> tuple[Sequence[Any], Mapping[str, Any]]:
         """The arguments of this step: as the code says, unless the run is done again with others."""
         edited = self._steps.get(key + replays.INPUT)
@@ -128,7 +133,7 @@ class Replaying(Fence):
             return args, kwargs
         if isinstance(edited.value, list):
             return edited.value, kwargs
-        return args, {**kwargs, **edited.value}
+        return with_named(fn, args, kwargs, edited.value)
 
     def is_done(self, key: str) -> bool:
         """Whether a step of this key is recorded, and has succeeded."""

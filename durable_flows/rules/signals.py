@@ -67,6 +67,12 @@ def read(said: Mapping[str, Any], id: str) -> Signal:
     )
 
 
+def told(found: Signal) -> Event:
+    """The inverse of `read`: the command that tells of this signal, which nobody keeps."""
+    said = carried(found.name, found.data, sent_at=found.sent_at, until=found.sent_at)
+    return Event(SIGNALLED, said, public_id=str(found.id))
+
+
 def is_expired(event: Event, asked_at: datetime) -> bool:
     """Whether this is a signal that had expired when somebody began to wait."""
     if event.name != SIGNALLED:

@@ -423,7 +423,9 @@ def mails():
     [
         (["bob"], ["bob", "hello", True]),
         (("bob",), ["bob", "hello", True]),
-        ({"to": "bob"}, None),  # which is given by position, too: as Python says
+        ({"to": "bob"}, ["bob", "hello", True]),  # which the code passes by position
+        ({"to": "bob", "urgent": False}, ["bob", "hello", False]),
+        ({"cc": "bob"}, None),  # as Python says
         ([], None),
     ],
 )
@@ -437,7 +439,8 @@ def test_the_step_can_be_called_with_other_arguments(mails, input, called):
         return
     assert (run_of(second).state, mails) == ("completed", [called, ["eve", "none", False]])
     assert run_of(second).step_keys == ["first", "mail#input", "mail", "last"]
-    assert run_of(second).step("mail#input").output == list(input)
+    recorded = input if isinstance(input, dict) else list(input)
+    assert run_of(second).step("mail#input").output == recorded
 
 
 def test_named_arguments_are_edited_one_by_one(mails):
@@ -519,6 +522,22 @@ def test_input_that_cannot_be_given_is_an_error_at_the_call(step, options, messa
     with pytest.raises(InvalidOption, match=message):
         rerun(run.id, from_step=step, **options)
     assert events.RERUN not in stored()
+
+
+def test_named_arguments_reach_a_function_however_it_names_its_own(calls):
+    @flow("makes", on="go")
+    def makes(step):
+        return [
+            step.run("none", dict, [("a", 1)]),
+            step.run("only", lambda a, /, b=2, *more, **rest: [a, b, more, rest], 1, c=3),
+        ]
+
+    run = played()
+    named = rerun(run.id, from_step="none", input={"b": 2})
+    placed = rerun(run.id, from_step="only", input={"a": 5, "b": 6, "d": 7})
+    drain()
+    assert run_of(named).result[0] == {"a": 1, "b": 2}  # whose parameters cannot be read
+    assert run_of(placed).result[1] == [5, 6, [], {"c": 3, "d": 7}]
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ class Functions(Tools):
         place = self._enter(id)
 
         def execute() -> Tool:
-            given, named = self._journal.given(place.key, args, kwargs)
+            given, named = self._journal.given(place.key, fn, args, kwargs)
             return call(place.key, partial(fn, *given, **named), tried)
 
         call = self._execute_atomically if atomic else self._execute

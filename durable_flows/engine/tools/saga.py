@@ -38,7 +38,7 @@ class Sagas(Functions):
         check_not_async(id, undo, atomic)
         tried = policy(id, retries, self._retries)
         place = self._enter(id)
-        given, named = self._journal.given(place.key, args, kwargs)
+        given, named = self._journal.given(place.key, do, args, kwargs)
         self._remedies.note(place.key, Remedy(undo, given, named, tried, bool(atomic)))
         work = partial(do, *given, **named)
 
