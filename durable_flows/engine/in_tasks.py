@@ -27,6 +27,7 @@ from durable_flows.engine.calls import Calls
 from durable_flows.engine.desk import LOOK, Desk, Note
 from durable_flows.engine.flight import Flight, Loop, cancel_all
 from durable_flows.engine.journal import Journal
+from durable_flows.engine.lines import Lines
 from durable_flows.engine.scopes import (
     ENDS_OF_A_SLICE,
     Call,
@@ -83,6 +84,7 @@ class Tasks:
         self._parked: set[_Asked] = set()
         self._groups: set[asyncio.Event] = set()
         self._flight = Flight()
+        self._lines = Lines()
         self._calls = Calls(self._flight, alone=alone)
         self._is_over = False
         self._loop: asyncio.AbstractEventLoop
@@ -309,7 +311,8 @@ class Tasks:
         context = copy_context()
         scopes.enter(scope, context)
         # Not by the factory: this branch has a scope. Its name tells it from others.
-        return asyncio.Task(work(), loop=self._loop, name=str(id(scope)), context=context)
+        name = str(id(scope))
+        return self._lines.begin(work(), scope, loop=self._loop, name=name, context=context)
 
     # -- in the event loop: the handler as a whole -----------------------------------------------
 
@@ -317,13 +320,16 @@ class Tasks:
         """The handler, until it ends or nothing goes on any more."""
         self._loop = asyncio.get_running_loop()
         self._loop.set_task_factory(self._begin)  # type: ignore[arg-type]
+        self._lines.hold_cancels = self._journal.recalls
         with scopes.main_line():
-            main = asyncio.Task(self._calls.with_orm(handler(**arguments)), loop=self._loop)
+            work = self._calls.with_orm(handler(**arguments))
+            main = self._lines.begin(work, self._main, loop=self._loop)
             watch = asyncio.Task(self._until_nothing_goes_on(), loop=self._loop)
         await asyncio.wait({main, watch}, return_when=asyncio.FIRST_COMPLETED)
         if self._journal.recalls:
             await self._until_all_are_at_rest()
         self._is_over = not main.done()
+        self._lines.hold_cancels = False
         await cancel_all()
         return await main
 
@@ -331,13 +337,20 @@ class Tasks:
         """Come to an end once nothing is in flight, something is parked, and the loop is at rest."""
         while True:
             await self._flight.landed()
-            if await self._flight.is_at_rest() and self._parked:
+            if await self._is_at_rest() and self._parked:
                 return
 
     async def _until_all_are_at_rest(self) -> None:
         """Let branches for which nobody waits go as far as they are recorded."""
-        while not await self._flight.is_at_rest():
+        while not await self._is_at_rest():
             await self._flight.landed()
+
+    async def _is_at_rest(self) -> bool:
+        """Whether nothing goes on, also once what was to be cancelled is."""
+        while await self._flight.is_at_rest():
+            if not self._lines.let_cancels_go():
+                return True
+        return False
 
     def _begin(
         self,
@@ -355,7 +368,7 @@ class Tasks:
             return asyncio.Task(coroutine, loop=loop, context=context, **options)
         scope, began = parent.task(), parent.looking.latest
         scopes.enter(scope, context)
-        task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, context=context, **options)
+        task = self._lines.begin(coroutine, scope, loop=loop, context=context, **options)
         task.add_done_callback(lambda _: parent.looking.joined(scope.looking, began))
         return task
 
