@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from durable_flows.engine import announce, audience, failpoints, ingest, ring, sql
+from durable_flows.errors import LeaseLost
 from durable_flows.models import Due, Run
 from durable_flows.rules import clock
 from durable_flows.rules.states import RunState
@@ -90,6 +91,22 @@ def _announce(rows: Sequence[sql.Row]) -> None:
         if (names := audience.hearing(state, *flags))
     }
     announce.ends(heard)
+
+
+def leave_children(run_id: uuid.UUID, lease: int) -> None:
+    """A run is cancelled, and not yet at its end: it waits for nothing more, and nobody works for it."""
+    now = clock.now()
+    with sql.atomic():
+        mine = sql.execute(
+            "SELECT run_id FROM durable_flows_due WHERE run_id = %(run)s AND lease = %(lease)s "
+            "FOR UPDATE",
+            {"run": run_id, "lease": lease},
+        )
+        if not mine:
+            raise LeaseLost(f"run {run_id} has another lease now")
+        gone, params = sql.table(Due, "gone", {"run_id": [run_id]})
+        sql.execute(_CLOSE_WAITS.format(gone=gone), {**params, "now": now})
+        _cancel_children([run_id], now)
 
 
 def _cancel_children(run_ids: Sequence[uuid.UUID], now: datetime) -> None:

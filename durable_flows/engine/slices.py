@@ -16,6 +16,7 @@ from durable_flows.engine import (
     deadlines,
     failpoints,
     fanout,
+    finish,
     ingest,
     leases,
     play,
@@ -191,11 +192,14 @@ def _undo(
 ) -> Outcome:
     """Undo what has an intent, and end the run as was decided when that began."""
     journal.undo()
-    decided = journal.find(UNDOING) or journal.record(
-        UNDOING,
-        StepKind.UNDO,
-        output=json.dumps(_said(ending)),
-    )
+    decided = journal.find(UNDOING)
+    if decided is None:
+        decided = journal.record(UNDOING, StepKind.UNDO, output=json.dumps(_said(ending)))
+        if ending.state == RunState.CANCELLED:
+            until_answered(
+                lambda again: finish.leave_children(claimed.run_id, claimed.lease),
+                seconds=lambda: leases.left(claimed.run_id, claimed.lease),
+            )
     driver = play.driver_of(flow, claimed, journal)
     try:
         left = driver.play(Undoing(journal, flow.retries, driver, remedies).all, {})

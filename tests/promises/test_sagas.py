@@ -27,7 +27,7 @@ from durable_flows.engine.route import route
 from durable_flows.errors import InvalidOption
 from durable_flows.flows import Flow
 from durable_flows.models import RunWarning
-from durable_flows.testing import advance, crash_after, crash_at, drain
+from durable_flows.testing import advance, crash_after, crash_at, drain, run_of
 from tests.promises.staging import again, forget, played
 
 pytestmark = pytest.mark.django_db
@@ -533,6 +533,31 @@ def test_the_loser_of_a_race_is_undone_in_a_later_slice_too(colour, end, declare
     advance("1h")
     assert (again(run).state, again(run).warnings) == (end, {})
     assert ledger == ["plain", "charge", "ship", "unship", "uncharge"]
+
+
+def test_children_of_a_cancelled_run_are_cancelled_before_it_is_undone(ledger):
+    def undo(result: Any) -> None:
+        ledger.append("undo")
+        if len(ledger) == 1:
+            raise ConnectionError("not yet")
+
+    @flow("child")
+    def child(step):
+        step.sleep("work", "1 day")
+
+    @flow("trip", on="go", retries=Retries(2, backoff=Fixed("1h"), jitter=0))
+    def trip(step):
+        step.saga().run("charge", lambda: None, undo=undo)
+        step.invoke("child", child)
+
+    run = played()
+    cancel(run.id)
+    drain()
+    assert again(run).activity == "cancelling"
+    (child_id,) = again(run).children
+    assert run_of(child_id).state == "cancelled"
+    advance("1h")
+    assert (again(run).state, ledger) == ("cancelled", ["undo", "undo"])
 
 
 # -- whatever comes in between -----------------------------------------------------------------
