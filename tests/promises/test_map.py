@@ -71,14 +71,22 @@ def test_the_parent_is_woken_once():
     assert calls["parent"] == 2
 
 
-def test_many_items(doubling):
+def test_ten_thousand_items_are_one_entry_and_wake_the_parent_once():
+    slices = []
+
     @flow("quick")
     def quick(event):
         return event.data["n"]
 
-    mapping(quick, 400, max_in_flight=50)
+    @flow("parent", on="go")
+    def parent(step):
+        slices.append(1)
+        return step.map("all", quick, ({"n": n} for n in range(10_000)), max_in_flight=500)
+
     run = played()
-    assert run.result == list(range(1, 401))
+    assert run.result == list(range(10_000))
+    assert run.step_keys == ["all"]
+    assert len(slices) == 2
 
 
 def test_no_items_are_an_empty_list(doubling):
