@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from durable_flows.engine import failpoints, ingest, sql
+from durable_flows.engine import deployments, failpoints, ingest, sql
 from durable_flows.engine.arguments import Invocation
 from durable_flows.engine.history import Child, Claim, children
 from durable_flows.engine.stored import Routed
@@ -66,6 +66,7 @@ def invoke(
         _insert(claim, child, event_id, cascade=invocation.cascade)
         failpoints.reach("before_invoke_commit", key)
     failpoints.reach("invoke_registered", key)
+    deployments.warn_if_unknown(claim.run_id, key, invocation.flow_id)
     return look(claim, child) if invocation.key else child
 
 

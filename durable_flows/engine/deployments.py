@@ -15,13 +15,14 @@ import json
 import logging
 import os
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
 from durable_flows import conf
-from durable_flows.engine import audience, clocksync, native, sql
+from durable_flows.engine import audience, clocksync, native, notes, sql
 from durable_flows.registry import registry
 from durable_flows.rules import clock, endings
 
@@ -188,6 +189,12 @@ def known_flows() -> set[tuple[str, int]]:
         for flow_id, versions in flows.items()
         for version in versions
     }
+
+
+def warn_if_unknown(run_id: uuid.UUID, key: str, flow_id: str) -> None:
+    """Note on a run that the flow it has asked for is nobody's: its author may have misspelt it."""
+    if registry.find(flow_id) is None and not any(flow_id == one for one, _ in known_flows()):
+        notes.warn({(run_id, key): notes.unknown_flow(flow_id)})
 
 
 def silence() -> timedelta:

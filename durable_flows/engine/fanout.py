@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from datetime import datetime
 
-from durable_flows.engine import children, failpoints, ingest, ring, sql
+from durable_flows.engine import children, deployments, failpoints, ingest, ring, sql
 from durable_flows.engine.arguments import Mapped
 from durable_flows.engine.history import Child, Claim, Progress
 from durable_flows.engine.history import children as read_children
@@ -61,6 +61,7 @@ def begin(claim: Claim, key: str, asked: Mapped, *, sender: ingest.Sender) -> Pr
             raise LeaseLost(f"run {claim.run_id} maps {key!r} already")
         _insert_waits(claim, key, asked, event_ids, now)
         failpoints.reach("before_map_commit", key)
+    deployments.warn_if_unknown(claim.run_id, key, asked.flow_id)
     ring.route()
     return Progress(len(asked.items), 0)
 

@@ -37,6 +37,14 @@ def cancel_rule(number: int | str) -> str:
     return f"cancel_on[{number}]"
 
 
+def unknown_flow(flow_id: str) -> str:
+    """What a run waits for is to be done by a flow that no process knows."""
+    return (
+        f"UnknownFlow: no worker that is alive has a flow {flow_id!r} in its code. What was asked for "
+        "waits until one has; if its id is misspelt, cancel this run, mend the code and rerun it"
+    )
+
+
 def nothing_matches(event_name: str, missing: Sequence[str]) -> str:
     """A condition compares with a value that the run's own event does not have."""
     return (

@@ -636,9 +636,16 @@ def test_a_child_of_a_flow_that_nobody_knows_waits_for_somebody_who_does():
     parent("later")
     run = played()
     assert child_of(run).activity == "parked"
+    assert "no worker that is alive has a flow 'later'" in again(run).warnings["call"]
     flow("later")(lambda: "at last")
     drain()
     assert again(run).result == "at last"
+
+
+def test_a_flow_that_is_known_is_warned_of_by_nobody():
+    parent(sleeper())
+    run = played()
+    assert again(run).warnings == {}
 
 
 def test_an_invoke_inside_a_steps_function_is_refused():

@@ -89,6 +89,13 @@ def test_ten_thousand_items_are_one_entry_and_wake_the_parent_once():
     assert len(slices) == 2
 
 
+def test_items_for_a_flow_that_nobody_knows_are_warned_of():
+    mapping("later", 2)
+    run = played()
+    assert run.activity == "waiting"
+    assert "no worker that is alive has a flow 'later'" in run.warnings["all"]
+
+
 def test_no_items_are_an_empty_list(doubling):
     mapping(doubling, 0)
     assert played().result == []

@@ -56,7 +56,8 @@ class Sends(Tools):
 
         Args:
             id: the step's name.
-            flow: the flow, or its id; a run of a flow that nobody knows waits until somebody does.
+            flow: the flow, or its id. A run of a flow that nobody knows waits until somebody does, and a
+                warning is left on this run.
             data: what its handler finds in ``event.data``.
             user: what it finds in ``event.user``.
             v: what it finds in ``event.v``.
