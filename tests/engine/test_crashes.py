@@ -157,7 +157,7 @@ def test_a_run_survives_a_worker_that_dies(place: str, journey: Any, calls: Coun
 
 
 def test_the_engine_has_exactly_the_places_that_are_listed() -> None:
-    source = "".join(path.read_text() for path in Path(failpoints.__file__).parent.glob("*.py"))
+    source = "".join(path.read_text() for path in Path(failpoints.__file__).parent.rglob("*.py"))
     assert set(re.findall(r'failpoints\.reach\(\s*"(\w+)"', source)) == failpoints.PLACES
     assert len(failpoints.PLACES) >= 20
 

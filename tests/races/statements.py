@@ -53,8 +53,8 @@ class Sent:
         frame = sys._getframe()
         while frame is not None:
             path = Path(frame.f_code.co_filename)
-            if path.parent == ENGINE and path.name != THE_WAY:
-                self.functions.add((path.name, frame.f_code.co_name))
+            if path.is_relative_to(ENGINE) and path.name != THE_WAY:
+                self.functions.add((_file(path), frame.f_code.co_name))
                 return
             frame = frame.f_back  # type: ignore[assignment]
 
@@ -69,10 +69,15 @@ def writing() -> list[Site]:
     """All places of the engine that have a statement which writes or locks."""
     return [
         site
-        for path in sorted(ENGINE.glob("*.py"))
+        for path in sorted(ENGINE.rglob("*.py"))
         if path.name != THE_WAY
-        for site in _sites(path.name, ast.parse(path.read_text()), "")
+        for site in _sites(_file(path), ast.parse(path.read_text()), "")
     ]
+
+
+def _file(path: Path) -> str:
+    """As sites are named: with the folder, below the engine's own."""
+    return path.relative_to(ENGINE).as_posix()
 
 
 def _sites(file: str, node: ast.AST, function: str) -> Iterator[Site]:
