@@ -75,6 +75,8 @@ def skip(run_id: str | uuid.UUID, step: str, *, reason: str = "") -> str:
 
     Joins the caller's transaction. A sleep ends when this is carried out. A wait, for an event or for
     an invoked run, ends as by its timeout. A step that is to be tried again is tried at once.
+    Of a step that waits for several events all that have not come are skipped; one of them has the
+    step's key and its number, ``both[0]``. What `Step.map` waits for cannot be skipped.
 
     Args:
         run_id: the run.

@@ -6,7 +6,6 @@ by what is recorded; by its rows among the waits where that is nothing.
 
 from __future__ import annotations
 
-import re
 import uuid
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from typing import Any
 from durable_flows import conf, models
 from durable_flows.engine.approvals import Decision
 from durable_flows.errors import InvalidOption, UnknownStep
-from durable_flows.rules import clock, events, payload, signals
+from durable_flows.rules import clock, events, payload, replays, signals
 from durable_flows.rules.events import DECIDED, SIGNALLED, Event
 from durable_flows.rules.signals import Signal
 from durable_flows.rules.states import StepKind, WaitKind
@@ -78,10 +77,7 @@ def _rows(model: type[Any], run: uuid.UUID) -> Any:
 def _parts(run: uuid.UUID, key: str, recorded: Collection[str]) -> tuple[str, ...]:
     """The keys of a step's several waits, in order; none if it is no such step."""
     waits = _rows(models.Wait, run).filter(kind=WaitKind.STEP, key__startswith=f"{key}[")
-    numbered = re.compile(re.escape(key) + r"\[(\d+)\]")
-    found = map(numbered.fullmatch, {*recorded, *waits.values_list("key", flat=True)})
-    numbers = sorted(int(part[1]) for part in found if part)
-    return tuple(f"{key}[{number}]" for number in numbers)
+    return tuple(replays.parts_of(key, [*recorded, *waits.values_list("key", flat=True)]))
 
 
 def _begun(run: uuid.UUID, key: str) -> str:

@@ -11,7 +11,7 @@ import uuid
 
 from durable_flows.engine import sql
 from durable_flows.errors import NotWaiting, RunHasEnded, UnknownRun
-from durable_flows.rules import clock
+from durable_flows.rules import clock, replays
 from durable_flows.rules.states import DueState
 
 _SLEEP = (
@@ -21,7 +21,7 @@ _SLEEP = (
 )
 _WAIT = (
     "UPDATE durable_flows_wait SET settled_at = %(now)s::timestamptz, outcome = 'cut' "
-    "WHERE run_id = %(run)s AND key = %(key)s AND kind IN ('step', 'child') AND settled_at IS NULL "
+    "WHERE run_id = %(run)s AND {keys} AND kind IN ('step', 'child') AND settled_at IS NULL "
     "RETURNING key"
 )
 _DELAY = (
@@ -43,9 +43,36 @@ def cut_short(run_id: uuid.UUID, key: str) -> None:
     state = _due_state(run_id)
     if state == DueState.CANCELLING:
         raise NotWaiting(f"run {run_id} is being cancelled")
-    params = {"run": run_id, "key": key, "now": clock.now()}
-    if not any(sql.execute(statement, params) for statement in (_SLEEP, _WAIT, _DELAY)):
+    waits = [key, *replays.parts_of(key, _open_waits(run_id))]
+    params = {"run": run_id, "key": key, "now": clock.now(), "keys": waits}
+    wait = _WAIT.format(keys=sql.among("key", "keys"))
+    if not any(sql.execute(statement, params) for statement in (_SLEEP, wait, _DELAY)):
+        _check_no_map(run_id, key)
         raise NotWaiting(f"run {run_id} neither sleeps nor waits at step {key!r}")
+
+
+def _open_waits(run_id: uuid.UUID) -> list[str]:
+    """The keys of what it waits for, those of the several waits of one step among them."""
+    rows = sql.execute(
+        "SELECT key FROM durable_flows_wait "
+        "WHERE run_id = %(run)s AND kind = 'step' AND settled_at IS NULL",
+        {"run": run_id},
+    )
+    return [key for (key,) in rows]
+
+
+def _check_no_map(run_id: uuid.UUID, key: str) -> None:
+    """Raise `NotWaiting` if this step has runs to wait for of which each is to have its result."""
+    rows = sql.execute(
+        "SELECT total - ended FROM durable_flows_fanout "
+        "WHERE run_id = %(run)s AND key = %(key)s AND ended < total",
+        {"run": run_id, "key": key},
+    )
+    if rows:
+        raise NotWaiting(
+            f"step {key!r} of run {run_id} maps, and has no result before {rows[0][0]} more of its runs "
+            "have ended; cancel those, or skip what they wait for"
+        )
 
 
 def _due_state(run_id: uuid.UUID) -> str:

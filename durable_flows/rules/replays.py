@@ -26,6 +26,13 @@ def line_of(key: str) -> str:
     return key[:end]
 
 
+def parts_of(key: str, names: Iterable[str]) -> list[str]:
+    """Those of these keys that are of the several waits of one step, in order."""
+    numbered = re.compile(re.escape(key) + r"\[(\d+)\]")
+    found = filter(None, map(numbered.fullmatch, set(names)))
+    return [part[0] for part in sorted(found, key=lambda part: int(part[1]))]
+
+
 def place_in(line: str, key: str) -> str:
     """The key of the place in this line at which a recorded key was met, or below which it was.
 

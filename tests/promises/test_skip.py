@@ -192,6 +192,83 @@ def test_a_wait_is_skipped_while_its_slice_looks_back(waiter):
     assert again(run).state == "completed"
 
 
+@pytest.fixture
+def gathers():
+    @flow("gathers", on="go")
+    def gathers(step):
+        found = step.wait_for_events("both", ["a", "b"], timeout="30 days")
+        found += step.wait_for_events("both", ["c"], timeout="30 days")
+        return [one and one.name for one in found]
+
+    return gathers
+
+
+def test_all_that_a_step_still_waits_for_is_skipped_and_nothing_else(gathers):
+    run = played()
+    send("b")
+    drain()
+    skip(run.id, "both")
+    drain()
+    assert again(run).activity == "waiting"
+    assert again(run).step("both").output[0] is None
+    skip(run.id, "both#2")
+    drain()
+    assert again(run).result == [None, "b", None]
+    assert not StoredEvent.objects.filter(name=events.SKIP).exclude(error="").exists()
+
+
+def test_one_of_several_waits_is_skipped(gathers):
+    run = played()
+    skip(run.id, "both[1]")
+    drain()
+    assert again(run).activity == "waiting"
+    send("a")
+    drain()
+    assert again(run).step("both").output[1] is None
+
+
+def test_a_step_that_collects_returns_what_has_come():
+    @flow("collects", on="go")
+    def collects(step):
+        return len(step.collect("all", event="a", count=12, timeout="30 days"))
+
+    run = played()
+    send("a")
+    drain()
+    skip(run.id, "all")
+    drain()
+    assert again(run).result == 1
+
+
+def test_events_that_come_with_the_skip_of_several_are_worth_more(gathers):
+    run = played()
+    with transaction.atomic():
+        skip(run.id, "both")
+        send("a")
+    drain()
+    assert [one and one["name"] for one in again(run).step("both").output] == ["a", None]
+
+
+def test_a_map_cannot_be_skipped():
+    @flow("child")
+    def child(step):
+        step.sleep("long", "1 day")
+
+    @flow("maps", on="go")
+    def maps(step):
+        step.map("all", child, [{}, {}])
+
+    run = played()
+    skip(run.id, "all")
+    drain()
+    assert "'all' of run" in refusal()
+    assert "maps, and has no result before 2 more of its runs have ended" in refusal()
+    for one in again(run).children:
+        skip(one, "long")
+    drain()
+    assert again(run).state == "completed"
+
+
 # -- delays ----------------------------------------------------------------------------------
 
 
