@@ -13,12 +13,20 @@ from typing import Any
 
 from durable_flows.engine import sql
 from durable_flows.models import Signature
-from durable_flows.rules import keys
+from durable_flows.rules import keys, signals
 from durable_flows.rules.equalities import Condition
-from durable_flows.rules.events import Event
+from durable_flows.rules.events import SIGNALLED, Event
 
 Paths = tuple[str, ...]
 Signatures = Mapping[str, Sequence[Paths]]  # event name → the signatures in use
+
+#: In use from the beginning, without a row: signals are kept for whoever comes, be it long after them.
+BUILT_IN: Signatures = {SIGNALLED: [signals.PATHS]}
+
+
+def is_built_in(event_name: str, paths: Paths) -> bool:
+    """Whether every event of this name has been matched by this signature."""
+    return paths in BUILT_IN.get(event_name, ())
 
 
 def signature_id(event_name: str, paths: Paths) -> uuid.UUID:
@@ -28,7 +36,8 @@ def signature_id(event_name: str, paths: Paths) -> uuid.UUID:
 
 def write(wanted: Iterable[tuple[str, Paths]]) -> None:
     """See to it that routers look for these: in the wait's own transaction, or before it."""
-    rows = sorted({(signature_id(name, paths), name, json.dumps(paths)) for name, paths in wanted})
+    new = {(name, paths) for name, paths in wanted if not is_built_in(name, paths)}
+    rows = sorted((signature_id(name, paths), name, json.dumps(paths)) for name, paths in new)
     sql.insert(
         Signature,
         {
@@ -41,18 +50,19 @@ def write(wanted: Iterable[tuple[str, Paths]]) -> None:
 
 def read(event_names: Iterable[str]) -> Signatures:
     """The signatures in use for these names, as of this statement: never cached."""
+    names = set(event_names)
     rows = sql.execute(
         "SELECT event_name, paths FROM durable_flows_signature "
         f"WHERE {sql.among('event_name', 'names')}",
-        {"names": sorted(set(event_names))},
+        {"names": sorted(names)},
     )
-    return _by_name(rows)
-
-
-def _by_name(rows: Iterable[sql.Row]) -> dict[str, list[Paths]]:
     found: dict[str, list[Paths]] = defaultdict(list)
-    for name, paths in rows:
-        found[name].append(tuple(json.loads(paths)))
+    for name in names & BUILT_IN.keys():
+        found[name] += BUILT_IN[name]
+    for name, text in rows:
+        paths = tuple(json.loads(text))
+        if not is_built_in(name, paths):
+            found[name].append(paths)
     return found
 
 
@@ -70,6 +80,8 @@ def complete() -> None:
 
 def complete_from(event_name: str, paths: Paths) -> int:
     """The number from which on every event has been matched by this committed signature."""
+    if is_built_in(event_name, paths):
+        return 0
     question = "SELECT complete_from FROM durable_flows_signature WHERE id = %(id)s"
     params = {"id": signature_id(event_name, paths)}
     rows = sql.execute(question, params)
