@@ -153,7 +153,6 @@ class Replaying(Fence):
     def recall(self) -> None:
         """The handler is replayed once more to learn how its steps are undone: it begins nothing."""
         self.stopped = None
-        self.replay = None
         self.recalls = True
 
     def _goes_no_further(self) -> NoReturn:

@@ -71,7 +71,8 @@ def execute(claimed: Claim, history: History) -> Outcome:
     except LeaseLost:
         return Lost()
     except HandBack:
-        return HandedBack(has_undo=bool(journal.intents), undoes=journal.undoes)
+        is_at_it = journal.recalls or journal.undoes
+        return HandedBack(has_undo=bool(journal.intents), undoes=is_at_it)
     except Diverged as signal:
         return Parked(signal.error, has_undo=bool(journal.intents))
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 from django.test import override_settings
 
-from durable_flows import Event, Step, cancel, flow, retry
+from durable_flows import Event, NonRetriableError, Step, cancel, flow, retry
 from durable_flows.engine import execute, failpoints, ring, solitude
 from durable_flows.engine.claim import claim
 from durable_flows.engine.route import route
@@ -257,3 +257,36 @@ def test_a_cancelled_run_of_which_workers_die_stays_cancelled(
     advance("1h")
     assert run_of(run).state == "cancelled"
     assert "not undone" in run_of(run).warnings["book#undo"]
+
+
+def test_its_handler_is_called_no_more_if_there_is_nothing_to_undo() -> None:
+    calls: list[str] = []
+
+    @flow("deadly", on="a/b")
+    def deadly() -> None:
+        calls.append("code")
+        raise Crash("code")
+
+    run = send("a/b")
+    advance("1h")
+    assert (run_of(run).error["name"], run_of(run).step_keys) == ("PoisonRun", [])
+    assert len(calls) == 4
+
+
+def test_a_run_that_has_failed_says_why_though_its_workers_die_of_undoing() -> None:
+    def die(_: None) -> None:
+        raise Crash("undo")
+
+    def fail() -> None:
+        raise NonRetriableError("sold out")
+
+    @flow("trip", on="a/b")
+    def trip(step: Step) -> None:
+        step.saga().run("book", lambda: None, undo=die)
+        step.run("pay", fail)
+
+    run = send("a/b")
+    advance("1h")
+    assert (run_of(run).state, run_of(run).error["name"]) == ("failed", "UndoFailed")
+    assert "sold out" in run_of(run).reason
+    assert "PoisonRun" not in run_of(run).reason

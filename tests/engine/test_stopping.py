@@ -15,7 +15,7 @@ from durable_flows.engine.route import route
 from durable_flows.engine.stop import stopping
 from durable_flows.models import Due
 from durable_flows.rules import clock
-from durable_flows.testing import drain, run_of, send
+from durable_flows.testing import advance, drain, run_of, send
 from durable_flows.worker import Heart
 
 pytestmark = pytest.mark.django_db
@@ -102,12 +102,31 @@ def test_a_run_that_suspends_anyway_does_so() -> None:
     assert run_of(event).activity == "waiting"
 
 
-def test_a_replay_is_broken_off_too(three_steps: str, calls: list[str]) -> None:
+def test_a_replay_is_broken_off_too(calls: list[str]) -> None:
+    told: list[str] = []
+
+    @flow("rests", on="a/b")
+    def rests(step: Step) -> None:
+        if told:
+            stopping.set()
+        step.run("first", lambda: None)
+        calls.append("past the first")
+        step.sleep("rest", "1h")
+
+    event = send("a/b")
     drain()
-    stopping.clear()
+    told.append("now")
+    advance("1h")
+    assert calls == ["past the first"]
+    assert run_of(event).activity == "queued"
+
+
+def test_what_a_worker_that_is_told_to_stop_has_claimed_is_not_begun(
+    three_steps: str, calls: list[str]
+) -> None:
     failpoints.trap = lambda place, detail: stopping.set() if place == "histories_read" else None
     drain()
-    assert calls == ["first", "second"]
+    assert calls == []
     assert Due.objects.get().state == "queued"
 
 
@@ -126,8 +145,13 @@ def test_a_cancellation_that_was_asked_for_wins() -> None:
 
 @pytest.mark.parametrize("after", ["returns", "raises"])
 def test_a_handler_that_swallows_the_signal_is_handed_back_all_the_same(after: str) -> None:
+    told = ["now"]
+
     @flow("swallows", on="a/b")
     def swallows(step: Step) -> str:
+        if told:
+            told.clear()
+            stopping.set()
         try:
             step.run("x", lambda: None)
         except BaseException:
@@ -137,14 +161,45 @@ def test_a_handler_that_swallows_the_signal_is_handed_back_all_the_same(after: s
         return "done"
 
     event = send("a/b")
-    route()
-    failpoints.trap = lambda place, detail: stopping.set() if place == "histories_read" else None
     drain()
     assert (run_of(event).activity, run_of(event).attempts) == ("queued", {})
-    failpoints.trap = None
     stopping.clear()
     drain()
     assert run_of(event).result == "done"
+
+
+@pytest.mark.parametrize("after", ["returns", "raises"])
+def test_a_handler_that_swallows_it_when_its_steps_are_to_be_undone_is_called_again(
+    after: str,
+) -> None:
+    undone: list[str] = []
+    told: list[str] = []
+
+    @flow("swallows", on="a/b")
+    def swallows(step: Step) -> None:
+        if told:
+            told.clear()
+            stopping.set()
+        try:
+            step.run("check", lambda: None)
+        except BaseException:
+            if after == "raises":
+                raise ValueError("of its own") from None
+            return
+        step.saga().run("book", lambda: "b1", undo=undone.append)
+        step.sleep("rest", "1h")
+
+    event = send("a/b")
+    drain()
+    cancel(run_of(event).id)
+    route()
+    told.append("now")
+    drain()
+    assert undone == []
+    stopping.clear()
+    drain()
+    assert (run_of(event).state, run_of(event).warnings) == ("cancelled", {})
+    assert undone == ["b1"]
 
 
 @pytest.mark.parametrize("method", ["stop", "terminate"])

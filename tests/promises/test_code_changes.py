@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from durable_flows import Step, StepError, cancel, flow, retry
+from durable_flows import NonRetriableError, Step, StepError, cancel, flow, retry
 from durable_flows.engine.route import route
 from durable_flows.models import Attempt, RunWarning
 from durable_flows.registry import registry
@@ -575,6 +575,22 @@ def test_a_run_that_is_cancelled_when_it_is_to_be_parked_undoes_what_it_has_done
         advance("1h")
     assert (again(run).state, undone) == ("cancelled", ["c1"])
     assert again(run).warnings == {}
+
+
+def test_a_strict_run_that_fails_before_a_recorded_step_is_undone_and_not_parked():
+    undone: list[str] = []
+
+    def before(step: Step) -> None:
+        step.saga().run("charge", lambda: "c1", undo=undone.append)
+        step.sleep("rest", "1h")
+
+    def after(step: Step) -> None:
+        step.saga().run("charge", lambda: "c1", undo=undone.append)
+        raise NonRetriableError("not sold any more")
+
+    run = changed(before, after, strict=True)
+    assert (run.state, run.reason) == ("failed", "NonRetriableError: not sold any more")
+    assert undone == ["c1"]
 
 
 # -- another kind of step ------------------------------------------------------------------------

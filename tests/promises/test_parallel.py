@@ -12,6 +12,7 @@ from django.contrib.auth.models import Group
 from django.db import connection
 
 from durable_flows import NonRetriableError, StepError, cancel, flow, send
+from durable_flows.engine import fence, ring
 from durable_flows.engine.route import route
 from durable_flows.errors import StepInThread
 from durable_flows.models import Wait
@@ -460,8 +461,6 @@ def test_an_event_reaches_a_branch_though_another_is_still_in_a_step():
         return over.wait(10)
 
     def route_in_a_thread() -> None:
-        from durable_flows.engine import ring
-
         with ring.silence():
             send("reply", {"n": 1})
             route()
@@ -476,6 +475,48 @@ def test_an_event_reaches_a_branch_though_another_is_still_in_a_step():
         return step.parallel(step.later.run("slow", slow), waiting)
 
     assert played().result[0] is True
+
+
+def rest_is_over(branch: int) -> None:
+    """Come back once the thread of this branch, which only rests, is over."""
+    for thread in threading.enumerate():
+        if thread.name == f"durable-flows-branch-{branch}":
+            thread.join(10)
+
+
+@in_threads
+def test_a_wake_up_that_is_noticed_while_its_branch_is_about_to_rest_is_not_lost(monkeypatch):
+    """The slice has taken notice of it when the branch that it is for has read that nothing has come."""
+    monkeypatch.setattr(fence, "LOOK", 0.0)
+    woken, noticed = threading.Event(), threading.Event()
+
+    def busy() -> None:
+        rest_is_over(0)
+        woken.wait(10)
+
+    @flow("gather", on="go")
+    def gather(step):
+        def waiting() -> None:
+            try:
+                step.wait_for_event("reply", event="reply", timeout="1 day")
+            finally:
+                if not woken.is_set():
+                    with ring.silence():
+                        send("reply")
+                        route()
+                    woken.set()
+                    noticed.wait(10)
+            step.run("then", lambda: None)
+
+        def working() -> None:
+            step.run("busy", busy)
+            step.run("look", noticed.set)
+
+        step.parallel(step.later.sleep("rest", "1 day"), waiting, working)
+
+    run = played()
+    assert noticed.is_set()
+    assert "then" in " ".join(run.step_keys)
 
 
 @in_threads

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
 
 import pytest
 from django.db import transaction
 
 from durable_flows import InvokeTimeout, cancel, flow, skip
-from durable_flows.engine import route
+from durable_flows.engine import fence, ring, route
 from durable_flows.errors import InvalidEvent, InvalidOption, RunHasEnded, UnknownRun
 from durable_flows.models import Event as StoredEvent
 from durable_flows.models import Run, Step, Wait
@@ -113,6 +114,57 @@ def test_a_sleep_is_skipped_while_its_slice_is_about_to_suspend(sleeper):
         execute_due()
     drain()
     assert again(run).state == "completed"
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("colour", ["threads", "tasks"])
+def test_a_sleep_is_skipped_while_another_branch_executes(colour, monkeypatch):
+    """The slice notices that it was woken, and reads anew only when all branches rest."""
+    monkeypatch.setattr(fence, "LOOK", 0.0)
+    asleep = threading.Event()
+
+    def ask(run_id: str) -> None:
+        asleep.wait(10)
+        for thread in threading.enumerate():
+            if thread.name == "durable-flows-branch-0":  # it only sleeps: now the slice knows
+                thread.join(10)
+        with ring.silence():
+            skip(run_id, sleep)
+            route.route()
+
+    if colour == "threads":
+        sleep = "parallel[0]/long"
+
+        @flow("sleeper", on="go")
+        def sleeper(step, run):
+            def long() -> None:
+                step.sleep("long", "30 days")
+                step.run("after", lambda: None)
+
+            def busy() -> None:
+                step.run("ask", ask, run.id)
+                step.run("more", lambda: None)
+
+            step.parallel(long, busy)
+    else:
+        sleep = "parallel[0]/long"
+
+        @flow("sleeper", on="go")
+        async def sleeper_(step, run):
+            async def long() -> None:
+                await step.sleep("long", "30 days")
+                await step.run("after", lambda: None)
+
+            async def busy() -> None:
+                await step.run("ask", ask, run.id)
+                await step.run("more", lambda: None)
+
+            await step.parallel(long, busy)
+
+    with once_at("step_recorded", asleep.set, sleep):
+        run = played()
+    assert refusal() == ""
+    assert run.state == "completed"
 
 
 # -- waits -----------------------------------------------------------------------------------
