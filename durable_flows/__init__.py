@@ -57,7 +57,7 @@ __all__ = [
 if TYPE_CHECKING:
     from durable_flows.declare import flow
     from durable_flows.engine.approvals import Decision, decide
-    from durable_flows.engine.awaited import AsyncStep
+    from durable_flows.engine.async_step import AsyncStep
     from durable_flows.engine.bulk import bulk_progress, cancel_all, cancel_bulk, replay
     from durable_flows.engine.commands import cancel, rerun, retry, skip, withdraw
     from durable_flows.engine.ingest import asend, send
@@ -87,7 +87,7 @@ _HOMES = {
     "durable_flows.rules.signals": ("Signal",),
     "durable_flows.engine.run": ("Run",),
     "durable_flows.engine.tools.step": ("Step",),
-    "durable_flows.engine.awaited": ("AsyncStep",),
+    "durable_flows.engine.async_step": ("AsyncStep",),
     "durable_flows.engine.approvals": ("Decision", "decide"),
     "durable_flows.engine.ingest": ("send", "asend"),
     "durable_flows.engine.signals": ("send_signal",),

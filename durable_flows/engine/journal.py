@@ -1,4 +1,4 @@
-"""The journal of a run, as its tools see it: the only writer of steps, attempts and step waits.
+"""The journal of a run, as its tools see it: whatever a slice records goes through it.
 
 A step of one statement is recorded by `recording`. Here are those that are more: they send, wait for what
 comes from outside, or end what others wait for.

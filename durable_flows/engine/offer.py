@@ -26,8 +26,8 @@ from durable_flows.engine.hand import Hand, Routing
 from durable_flows.engine.stored import Routed
 
 
-def settle_hand(hand: Hand, done: Routing) -> None:
-    """Settle what is in hand, in order: together, or fewer at once if too many waits match."""
+def offer_hand(hand: Hand, done: Routing) -> None:
+    """Offer what is in hand, in order: together, or fewer at once if too many waits match."""
     parts = [hand.events]
     while parts:
         part = parts.pop(0)

@@ -94,7 +94,7 @@ def _route_batch(hand: Hand, done: Routing) -> bool:
         return hand.broadcasts
     failpoints.reach("between_routing_transactions")
     take.backfill(hand.cancellable)
-    offer.settle_hand(hand, done)
+    offer.offer_hand(hand, done)
     failpoints.reach("batch_routed")
     _ring(done)
     done.batches += 1
