@@ -22,12 +22,12 @@ from typing import Any
 
 from asgiref.sync import async_to_sync, sync_to_async
 
-from durable_flows.engine import scopes
+from durable_flows.engine import lines, notes, scopes
 from durable_flows.engine.calls import Calls
 from durable_flows.engine.desk import LOOK, Desk, Note
-from durable_flows.engine.flight import Flight, Loop, cancel_all
+from durable_flows.engine.flight import AWAITS, Flight, Loop, cancel_all
 from durable_flows.engine.journal import Journal
-from durable_flows.engine.lines import Lines
+from durable_flows.engine.lines import Line, Lines
 from durable_flows.engine.scopes import (
     ENDS_OF_A_SLICE,
     Call,
@@ -83,8 +83,8 @@ class Tasks:
         self._nudges = journal.nudges
         self._parked: set[_Asked] = set()
         self._groups: set[asyncio.Event] = set()
-        self._flight = Flight()
-        self._lines = Lines()
+        self._lines = Lines(self._stir)
+        self._flight = Flight(self._lines)
         self._calls = Calls(self._flight, alone=alone)
         self._is_over = False
         self._loop: asyncio.AbstractEventLoop
@@ -103,6 +103,7 @@ class Tasks:
         except asyncio.CancelledError:
             if not self._is_over:
                 raise
+            self._warn_of_those_left_behind()
             raise self._end() from None
         finally:
             self._desk.close()
@@ -117,6 +118,15 @@ class Tasks:
         self._journal.check()
         times = [asked.until for asked in list(self._parked) if asked.until is not None]
         return Suspend(min(times, default=clock.now()))
+
+    def _warn_of_those_left_behind(self) -> None:
+        if self._flight.leaves_behind and not self._journal.recalls:
+            self._journal.warn(
+                notes.LEFT_BEHIND,
+                f"a branch awaits, between its steps, what has not come in {AWAITS:g} s, and the others "
+                "rest: this slice has ended without it, and calls it anew when the run goes on; await "
+                "it inside a step's function, and close connections before the run rests",
+            )
 
     def _play(self, handler: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
         if self._alone:
@@ -196,9 +206,10 @@ class Tasks:
         return self._drive(make)
 
     async def _drive(self, make: Callable[[], Tool]) -> Any:
-        while True:
-            with suppress(_Again):
-                return await self._drive_once(make())
+        with lines.in_a_tool():
+            while True:
+                with suppress(_Again):
+                    return await self._drive_once(make())
 
     async def _drive_once(self, tool: Tool) -> Any:
         try:
@@ -221,7 +232,8 @@ class Tasks:
             return await self._ask(wanted.work)
         if isinstance(wanted, Call):
             return await self._calls.call(wanted)
-        return await self._together(wanted)
+        with lines.in_a_group():
+            return await self._together(wanted)
 
     async def _ask(self, work: Callable[[], Any]) -> Any:
         if self._is_over:
@@ -257,9 +269,13 @@ class Tasks:
             asked.until = until
             self._parked.add(asked)
             asked.answer.add_done_callback(lambda _: self._forget(asked))
-        for group in self._groups:
-            group.set()  # there may be room for one more branch
+        self._stir()
         self._flight.lands()
+
+    def _stir(self) -> None:
+        """There may be room in a group for one more branch."""
+        for group in self._groups:
+            group.set()
 
     def _resume(self, asked: _Asked) -> None:
         """Once the slice is over it stays parked, and its time is that of the next."""
@@ -272,7 +288,7 @@ class Tasks:
 
     async def _together(self, wanted: Together) -> Ends:
         waiting = deque(range(len(wanted.branches)))
-        going: dict[asyncio.Task[End], int] = {}
+        going: dict[Line, int] = {}
         ends: Ends = {}
         room = asyncio.Event()
         self._groups.add(room)
@@ -292,12 +308,14 @@ class Tasks:
                 for task in going:
                     task.cancel()
 
-    def _has_room(self, going: Mapping[asyncio.Task[End], int], most: int) -> bool:
-        """Whether one more branch may begin: those that have suspended do not count."""
-        asleep = {id(asked.scope) for asked in self._parked}
-        return sum(task.get_name() not in map(str, asleep) for task in going) < most
+    def _has_room(self, going: Mapping[Line, int], most: int) -> bool:
+        """Whether one more branch may begin: those in which everything has suspended do not count."""
+        if len(going) < most:
+            return True
+        parked = {asked.scope for asked in self._parked}
+        return self._lines.awake(going, parked) < most
 
-    def _start(self, wanted: Together, number: int) -> asyncio.Task[End]:
+    def _start(self, wanted: Together, number: int) -> Line:
         branch = wanted.branches[number]
         scope = branch.scope()
 
@@ -310,9 +328,8 @@ class Tasks:
 
         context = copy_context()
         scopes.enter(scope, context)
-        # Not by the factory: this branch has a scope. Its name tells it from others.
-        name = str(id(scope))
-        return self._lines.begin(work(), scope, loop=self._loop, name=name, context=context)
+        # Not by the factory: this branch has a scope.
+        return self._lines.begin(work(), scope, loop=self._loop, context=context)
 
     # -- in the event loop: the handler as a whole -----------------------------------------------
 
@@ -373,7 +390,7 @@ class Tasks:
         return task
 
 
-async def _first_of(going: Mapping[asyncio.Task[End], int], room: asyncio.Event) -> None:
+async def _first_of(going: Mapping[Line, int], room: asyncio.Event) -> None:
     """Wait until a branch has ended, or there may be room for one more."""
     until_room = asyncio.Task(room.wait())
     try:

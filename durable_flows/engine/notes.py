@@ -12,6 +12,7 @@ from durable_flows.rules import clock
 PARKED = "parked"  # what a warning is about that says why no process can execute a run
 
 ORDER = "order of steps"  # and of one that says how the code fits what is recorded no more
+LEFT_BEHIND = "left behind"  # and of one that says that a branch was not waited for
 
 
 def warn(warnings: Mapping[tuple[uuid.UUID, str], str]) -> None:

@@ -41,6 +41,7 @@ class Scope:
         looking: how far back its waits look.
         stopped: the signal that has ended it for this slice.
         last_key: the last of its steps that is recorded.
+        parent: the line that it is a branch of; None for the main line.
         is_closed: whether its group has come to its end without it; so have the branches within it.
     """
 
@@ -56,13 +57,13 @@ class Scope:
         self.stopped: Suspend | None = None
         self.last_key = ""
         self._is_closed = False
-        self._parent = parent
+        self.parent = parent
         self._seen = {} if seen is None else seen
         self._tasks = 0
 
     @property
     def is_closed(self) -> bool:  # noqa: D102 (an attribute)
-        return self._is_closed or (self._parent is not None and self._parent.is_closed)
+        return self._is_closed or (self.parent is not None and self.parent.is_closed)
 
     def close(self) -> None:
         """Its group has come to its end: it begins nothing more."""

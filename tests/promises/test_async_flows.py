@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from inspect import signature
 from typing import Any
 
@@ -23,6 +24,7 @@ from durable_flows import (
     flow,
     send,
 )
+from durable_flows.engine import flight
 from durable_flows.errors import InvalidOption
 from durable_flows.models import Wait
 from durable_flows.testing import advance, crash_after, drain
@@ -158,6 +160,38 @@ def test_parallel_and_race_are_awaited_like_the_others():
     assert run.result == [["a", "b", "c"], None]
     assert sorted(run.step_keys) == ["a", "limit", "parallel[1]/inner", "race"]
     assert Wait.objects.get(kind="step").outcome == "closed"
+
+
+@pytest.mark.parametrize("within", ["a group", "two groups", "a TaskGroup"])
+def test_a_branch_in_which_all_others_sleep_does_not_count_among_those_in_flight(within):
+    seen: list[str] = []
+
+    async def work() -> None:
+        seen.append("begun")
+        await asyncio.sleep(0.01)
+        seen.append("done")
+
+    @flow("nested", on="go")
+    async def nested(step):
+        naps = [step.later.sleep("x", "1h"), step.later.sleep("y", "2h")]
+
+        async def rests() -> None:
+            if within == "a TaskGroup":
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(step.sleep("x", "1h"))
+                    tasks.create_task(step.run("work", work))
+            elif within == "two groups":
+                await step.parallel(lambda: step.parallel(*naps), step.later.run("work", work))
+            else:
+                await step.parallel(*naps, step.later.run("work", work))
+
+        await step.parallel(rests, step.later.run("last", noted, seen, "last"), max_in_flight=1)
+        return "through"
+
+    run = played()
+    assert seen == ["begun", "done", "last"]
+    advance("2h")
+    assert again(run).result == "through"
 
 
 def test_an_error_of_a_step_is_raised_where_it_is_awaited():
@@ -437,6 +471,92 @@ def test_a_branch_that_asks_the_orm_between_its_steps_is_not_left_behind():
         )
 
     assert len(played().step_keys) == 3
+
+
+async def over_http() -> bytes:
+    """What a server says after a while."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.get_running_loop().run_in_executor(None, time.sleep, 0.1)
+        writer.write(b"pong\n")
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        said = await reader.readline()
+        writer.close()
+    return said
+
+
+async def by_the_clock() -> bytes:
+    await asyncio.sleep(0.1)
+    return b"pong\n"
+
+
+@in_threads
+@pytest.mark.parametrize("ask", [over_http, by_the_clock])
+@pytest.mark.parametrize("group", ["TaskGroup", "parallel"])
+def test_a_branch_that_awaits_something_between_its_steps_is_not_left_behind(ask, group):
+    @flow("gather", on="go")
+    async def gather(step):
+        async def asks() -> None:
+            await step.run("before", lambda: 1)
+            said = await ask()
+            await step.run("after", lambda: said.decode())
+
+        async def rests() -> None:
+            await step.sleep("rest", "1 day")
+
+        if group == "parallel":
+            await step.parallel(rests, asks)
+        else:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(rests())
+                tasks.create_task(asks())
+
+    began = time.monotonic()
+    run = played()
+    assert [key.rpartition("/")[2] for key in run.step_keys] == ["rest", "before", "after"]
+    assert (run.steps[-1].output, run.warnings) == ("pong\n", {})
+    assert time.monotonic() - began < flight.AWAITS / 2
+
+
+@in_threads
+@pytest.mark.parametrize("seconds", [0.3, 3600])
+def test_what_a_branch_awaits_for_too_long_ends_the_slice_with_a_warning(seconds, monkeypatch):
+    monkeypatch.setattr(flight, "AWAITS", 0.2)
+
+    @flow("gather", on="go")
+    async def gather(step):
+        async def beats() -> None:
+            while True:
+                await asyncio.sleep(seconds)
+
+        beat = asyncio.create_task(beats())
+        await step.sleep("rest", "1h")
+        beat.cancel()
+
+    run = played()
+    assert run.activity == "waiting"
+    assert "await it inside a step's function" in run.warnings["left behind"]
+    advance("1h")
+    assert again(run).state == "completed"
+
+
+@in_threads
+def test_a_connection_that_stays_open_holds_up_no_run_whose_lines_all_await_steps():
+    """It is kept for the next step, as clients do."""
+
+    @flow("keeps", on="go")
+    async def keeps(step):
+        server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+        async with server:
+            await step.parallel(step.later.sleep("rest", "1 day"))
+
+    began = time.monotonic()
+    assert played().step_keys == ["rest"]
+    assert time.monotonic() - began < flight.AWAITS / 2
 
 
 @in_threads
