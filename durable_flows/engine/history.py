@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 from durable_flows.engine import sql, stored
 from durable_flows.rules import keys, outcomes, payload
@@ -53,6 +53,26 @@ class Claim:
     def has_history(self) -> bool:
         """Whether an earlier slice may have left something to replay."""
         return self.lease > 1
+
+
+class Waiter(Protocol):
+    """Whose wait it is: a claimed run, or one of which no more is known."""
+
+    @property
+    def run_id(self) -> uuid.UUID:
+        """The run's id."""
+
+    @property
+    def lease(self) -> int:
+        """The lease under which its waits are ended."""
+
+    @property
+    def event(self) -> Event:
+        """Its own event."""
+
+    @property
+    def event_id(self) -> uuid.UUID:
+        """That event's id, by which it is stored."""
 
 
 #: What a SELECT of steps ``s`` must list so that `Recorded.of` can read it.
@@ -271,9 +291,7 @@ def _read_waits(found: dict[uuid.UUID, History], generations: dict[uuid.UUID, in
     """Waits that no step row has the end of yet; of those for children the ones of this generation."""
     awaited: list[uuid.UUID] = []
     for run_id, kind, outcome, *wait in sql.execute(
-        "SELECT w.run_id, w.kind, w.outcome, w.id, w.key, w.event_name, w.paths, w.criteria, w.expression, "
-        "w.match, w.eligible_from, w.routed_since, w.received_since, w.created_at, w.expires_at, "
-        f"{stored.columns('e')} "
+        f"SELECT w.run_id, w.kind, w.outcome, {WAIT_COLUMNS}, {stored.columns('e')} "
         "FROM durable_flows_wait w LEFT JOIN durable_flows_event e ON e.id = w.event_id "
         f"WHERE {sql.among('w.run_id', 'runs')} AND w.kind IN ('step', 'child') AND w.outcome <> 'closed' "
         "AND NOT EXISTS (SELECT 1 FROM durable_flows_step s "
@@ -281,11 +299,11 @@ def _read_waits(found: dict[uuid.UUID, History], generations: dict[uuid.UUID, in
         {"runs": list(found)},
     ):
         run = sql.uid(run_id)
-        waiting = _waiting(outcome, wait)
+        one = waiting(outcome, wait)
         if kind != WaitKind.CHILD:
-            found[run].waits[waiting.key] = waiting
-        elif waiting.id == keys.wait_id(run, waiting.key, generations[run]):
-            awaited.append(waiting.id)
+            found[run].waits[one.key] = one
+        elif one.id == keys.wait_id(run, one.key, generations[run]):
+            awaited.append(one.id)
     for run, child in children(awaited):
         found[run].children[child.key] = child
 
@@ -337,7 +355,15 @@ def _child(
     )
 
 
-def _waiting(outcome: str, row: list[Any]) -> Waiting:
+#: What a SELECT of waits ``w`` must list so that `waiting` can read it, before what ended them.
+WAIT_COLUMNS = (
+    "w.id, w.key, w.event_name, w.paths, w.criteria, w.expression, w.match, w.eligible_from, "
+    "w.routed_since, w.received_since, w.created_at, w.expires_at"
+)
+
+
+def waiting(outcome: str, row: Sequence[Any]) -> Waiting:
+    """The wait behind the values of `WAIT_COLUMNS`, and those of the event that ended it."""
     id_, key, name, paths, criteria, expression, match, *row = row
     eligible_from, routed, received, created_at, expires_at, *event = row
     return Waiting(

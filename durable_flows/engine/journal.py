@@ -41,7 +41,7 @@ _FIND_WAIT = (
 )
 #: Who has the name of a signal; nobody, if there is only the run's own due row; no row without the lease.
 _HOLDER = (
-    "SELECT r.id, r.flow, w.key FROM durable_flows_due d "
+    "SELECT r.id, r.flow, w.key, w.id, w.expires_at FROM durable_flows_due d "
     "LEFT JOIN durable_flows_wait w ON w.match = %(match)s::uuid "
     f"AND w.event_name = '{SIGNALLED}' AND w.settled_at IS NULL "
     "LEFT JOIN durable_flows_run r ON r.id = w.run_id "
@@ -64,6 +64,7 @@ class Journal(Recording):
         look_back: ends a wait by an event that is already there, if there is one.
         last_look: the same, for a wait whose time is over; ends it by the timeout otherwise.
         as_settled: a wait that has ended already, with what ended it.
+        end_overdue: ends a wait of another run whose time is over; False: not yet.
         told_to_stop: whether this worker is to begin nothing more.
         invoke: asks for a run and registers the wait for it; told whether an earlier try had no answer.
         look_at: sees what has become of an invoked run, and ends the wait if it has ended.
@@ -81,6 +82,7 @@ class Journal(Recording):
         look_back: Callable[[Claim, Waiting], Waiting],
         last_look: Callable[[Claim, Waiting], Waiting],
         as_settled: Callable[[Waiting], Waiting | None],
+        end_overdue: Callable[[uuid.UUID], bool],
         told_to_stop: Callable[[], bool],
         invoke: Callable[[Claim, str, Invocation, bool], Child],
         look_at: Callable[[Claim, Child], Child],
@@ -93,6 +95,7 @@ class Journal(Recording):
         self._look_back = look_back
         self._last_look = last_look
         self._as_settled = as_settled
+        self._end_overdue = end_overdue
         self._invoke = invoke
         self._look_at = look_at
         self._map = map
@@ -264,16 +267,21 @@ class Journal(Recording):
 
         Raises:
             SignalTaken: one does.
+            Suspend: the time of one is over, and what came for it in time is to be routed first.
             LeaseLost: the run was taken over.
         """
         while not (self._execute(_REGISTER, params) or self._execute(_FIND_WAIT, params)):
-            run_id, flow, key = self._fenced(_HOLDER, params)
-            if run_id is not None:  # else it has just ended: now the name is free
+            run_id, flow, key, holder, expires_at = self._fenced(_HOLDER, params)
+            if run_id is None:  # it has just ended: now the name is free
+                continue
+            if sql.moment(expires_at) > clock.now():
                 raise SignalTaken(
                     f"signal {wait.criteria!r} is waited for by step {key!r} of run {sql.uid(run_id)} "
                     f"(flow {flow!r}), and a name has one waiter at a time; put what tells them apart "
                     "into the name"
                 )
+            if not self._end_overdue(sql.uid(holder)):
+                self.suspend(clock.now() + clock.real(LOOK_AGAIN))
 
     def invoke(self, key: str, invocation: Invocation) -> Recorded:
         """The end of an invoked run: asked for, waited for, and recorded once it has come.

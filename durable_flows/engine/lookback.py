@@ -13,7 +13,7 @@ from typing import Any
 
 from durable_flows.engine import failpoints, notes, signatures, sql, stored
 from durable_flows.engine.conditions import Judge
-from durable_flows.engine.history import Claim, Waiting
+from durable_flows.engine.history import Waiter, Waiting
 from durable_flows.rules import signals
 from durable_flows.rules.events import SIGNALLED, Event
 
@@ -32,7 +32,7 @@ _EARLIER = (
 # -- for a step's wait -----------------------------------------------------------------------
 
 
-def candidates(claim: Claim, wait: Waiting, judge: Judge) -> list[Event]:
+def candidates(claim: Waiter, wait: Waiting, judge: Judge) -> list[Event]:
     """Routed events that may end the wait, oldest first, without locks.
 
     Up to the number from which its signature is complete they are found by name, above it by hash.
@@ -44,7 +44,7 @@ def candidates(claim: Claim, wait: Waiting, judge: Judge) -> list[Event]:
     return found or _by_hash(claim, wait, max(complete, wait.eligible_from), judge)
 
 
-def _by_hash(claim: Claim, wait: Waiting, above: int, judge: Judge) -> list[Event]:
+def _by_hash(claim: Waiter, wait: Waiting, above: int, judge: Judge) -> list[Event]:
     """Where very many of them may be refused, in the order of the index: page by page."""
     is_particular = wait.expression or wait.is_for_signal
     while True:
@@ -68,7 +68,7 @@ def _place(row: sql.Row) -> tuple[Any, Any]:
     return row[1], row[2]
 
 
-def _by_name(claim: Claim, wait: Waiting, most: int, judge: Judge) -> list[Event]:
+def _by_name(claim: Waiter, wait: Waiting, most: int, judge: Judge) -> list[Event]:
     """For the first waits of a signature: events routed before it was known have no hash."""
     above = wait.eligible_from
     while True:
@@ -94,7 +94,7 @@ def _matches(wait: Waiting, event: Event) -> bool:
     return signatures.hash_of(event.as_dict(), wait.paths) == wait.match
 
 
-def _accepted(claim: Claim, wait: Waiting, rows: Sequence[sql.Row], judge: Judge) -> list[Event]:
+def _accepted(claim: Waiter, wait: Waiting, rows: Sequence[sql.Row], judge: Judge) -> list[Event]:
     """The candidates that the wait's expression accepts; the first is enough where there is one."""
     found = (stored.event(row[_FIELDS:]) for row in rows)
     events = (event for event in found if not signals.is_expired(event, wait.created_at))
@@ -105,7 +105,7 @@ def _accepted(claim: Claim, wait: Waiting, rows: Sequence[sql.Row], judge: Judge
 
 
 def _read_candidates(
-    claim: Claim, wait: Waiting, source: str, *, number: str, order: str, **params: Any
+    claim: Waiter, wait: Waiting, source: str, *, number: str, order: str, **params: Any
 ) -> list[sql.Row]:
     """The first candidates of a source, each after its places in the orders of routing and delivery."""
     return sql.execute(

@@ -133,6 +133,7 @@ class Rehearsal(Journal):
             look_back=_never,
             last_look=_never,
             as_settled=_never,
+            end_overdue=_never,
             told_to_stop=lambda: False,
             invoke=_never,
             look_at=_never,

@@ -16,7 +16,7 @@ from datetime import datetime
 
 from durable_flows.engine import failpoints, lookback, notes, ring, signatures, sql, stored
 from durable_flows.engine.conditions import Judge, Verdict
-from durable_flows.engine.history import Claim, Waiting
+from durable_flows.engine.history import Waiter, Waiting
 from durable_flows.engine.lookback import CancelHit
 from durable_flows.engine.stored import Routed
 from durable_flows.errors import LeaseLost
@@ -28,7 +28,7 @@ from durable_flows.rules.states import WaitKind, WaitOutcome
 # -- the slice's side ------------------------------------------------------------------------
 
 
-def look_back(claim: Claim, wait: Waiting) -> Waiting:
+def look_back(claim: Waiter, wait: Waiting) -> Waiting:
     """End a committed wait by the oldest event that is already there, if there is one."""
     judge = Judge()
     candidates = lookback.candidates(claim, wait, judge)
@@ -40,7 +40,7 @@ def look_back(claim: Claim, wait: Waiting) -> Waiting:
     return wait
 
 
-def last_look(claim: Claim, wait: Waiting) -> Waiting:
+def last_look(claim: Waiter, wait: Waiting) -> Waiting:
     """End a wait whose time is over by its timeout, unless an event came in time.
 
     An event that was committed in time and is not routed yet must be offered first: then the wait
@@ -66,7 +66,7 @@ def _unrouted_in_time(wait: Waiting) -> bool:
 
 
 def _settle(
-    claim: Claim, wait: Waiting, outcome: WaitOutcome, event: Event | None
+    claim: Waiter, wait: Waiting, outcome: WaitOutcome, event: Event | None
 ) -> Waiting | None:
     """End the wait under the run's due row. None: this event was used up by another wait.
 

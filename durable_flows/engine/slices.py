@@ -19,6 +19,7 @@ from durable_flows.engine import (
     finish,
     ingest,
     leases,
+    overdue,
     play,
     settle,
     versions,
@@ -89,6 +90,7 @@ def _journal(flow: Flow, claimed: Claim, history: History, sender: ingest.Sender
         look_back=announce.look_back,
         last_look=settle.last_look,
         as_settled=settle.as_settled,
+        end_overdue=overdue.end,
         told_to_stop=stopping.is_set,
         is_strict=flow.strict,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -28,6 +29,7 @@ from durable_flows.engine.route import route
 from durable_flows.errors import InvalidDuration, InvalidOption
 from durable_flows.models import Event as StoredEvent
 from durable_flows.models import Wait
+from durable_flows.registry import registry
 from durable_flows.testing import advance, crash_at, drain, run_of, send, sent
 from tests.promises.staging import again, now, played, rolled_back
 
@@ -334,6 +336,112 @@ def test_the_name_is_free_once_its_waiter_has_ended(asks, end):
     second = played("go")
     assert second.activity == "waiting"
     assert Wait.objects.filter(settled_at=None).count() == 1
+
+
+@pytest.fixture
+def gone(asks):
+    """Lets a run that waits for the door be parked, its flow gone, when its time is over."""
+
+    def park(run: Any) -> None:
+        registry.remove(asks)
+        advance("2h")
+        assert again(run).activity == "parked"
+
+    return park
+
+
+@pytest.fixture
+def later():
+    @flow("later", on="later")
+    def later(event, step):
+        step.sleep("rest", event.data.get("rest", 0))
+        return told(step.wait_for_signal("wait", "door", timeout="9h"))
+
+    return later
+
+
+def test_who_is_parked_keeps_the_name_no_longer_than_its_time(asks, later, gone):
+    run = played("go")
+    gone(run)
+    other = played("later")
+    assert other.activity == "waiting"
+    assert Wait.objects.get(run_id=run.id).outcome == "timeout"
+    send_signal("door", {"n": 1})
+    drain()
+    assert again(other).result == 1
+    registry.add(asks)
+    advance("1h")
+    assert (again(run).state, again(run).result) == ("completed", None)
+
+
+def test_before_that_a_parked_run_keeps_it(asks, later):
+    played("go")
+    registry.remove(asks)
+    assert played("later").error["name"] == "SignalTaken"
+
+
+def test_a_signal_that_came_in_time_is_for_who_is_parked(asks, later, gone):
+    """It was routed before the wait was there, and the run was gone before it looked."""
+    send_signal("door", {"n": 1})
+    with crash_at("wait_registered"):
+        run = played("go")
+    gone(run)
+    other = played("later")
+    assert other.activity == "waiting"
+    registry.add(asks)
+    advance("1h")
+    assert again(run).result == 1
+    assert again(other).activity == "waiting"
+
+
+def test_one_that_came_in_time_and_is_to_be_routed_yet_is_too(asks, later, gone):
+    run = played("go")
+    other = played("later", {"rest": "2h"})
+    registry.remove(asks)
+    advance("30m", play=False)
+    send_signal("door", {"n": 1})
+    advance("2h", play=False)
+    drain_queue(ring.default_queue())
+    assert again(run).activity == "parked"
+    assert again(other).activity == "waiting"
+    assert Wait.objects.filter(settled_at=None).get().run_id == uuid.UUID(run.id)
+    advance("2s")
+    assert Wait.objects.filter(settled_at=None).get().run_id == uuid.UUID(other.id)
+    registry.add(asks)
+    advance("1h")
+    assert again(run).result == 1
+    assert again(other).activity == "waiting"
+
+
+@pytest.mark.parametrize("place", ["before_timeout", "before_settle_commit", "wait_settled"])
+def test_who_ends_the_wait_of_another_may_die_at_it(asks, later, gone, place):
+    run = played("go")
+    gone(run)
+    with crash_at(place) as crash:
+        other = played("later")
+    assert crash.happened
+    advance("1m")
+    assert again(other).activity == "waiting"
+    assert Wait.objects.filter(settled_at=None).get().run_id == uuid.UUID(other.id)
+
+
+def test_the_time_of_another_wait_of_the_same_run_may_be_over(asks):
+    @flow("both", on="both")
+    async def both(step):
+        async def second() -> Any:
+            await step.sleep("rest", "1h")
+            return told(await step.wait_for_signal("two", "door", timeout="1h"))
+
+        async with asyncio.TaskGroup() as tasks:
+            two = tasks.create_task(second())
+            one = tasks.create_task(step.wait_for_signal("one", "door", timeout="1h"))
+        return [told(one.result()), two.result()]
+
+    run = played("both")
+    advance("1h")
+    send_signal("door", {"n": 2})
+    drain()
+    assert again(run).result == [None, 2]
 
 
 def test_whose_name_was_taken_can_be_retried(asks):

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
+from unittest.mock import patch
 
 from django.db import connection
 
 from durable_flows import Step, flow, send_signal
+from durable_flows.engine import settle
 from durable_flows.engine.claim import claim
 from durable_flows.engine.history import Claim
 from durable_flows.engine.ring import default_queue
-from durable_flows.models import Run, Wait
+from durable_flows.models import Due, Event, Run, Wait
+from durable_flows.rules import clock
+from durable_flows.rules.events import SIGNALLED
 from tests.races.scenario import Scenario, Twin, cutting
-from tests.races.stage import admitted, routing, slice_of
+from tests.races.stage import admitted, routing, slice_of, work
 
 
 def _asks() -> None:
@@ -96,6 +101,49 @@ def one_signal_for_two() -> Scenario:
     )
 
 
+def newcomer_against_holder_whose_time_is_over() -> Scenario:
+    """Both end the wait, by the signal that came in time: the newcomer then has the name, and no signal."""
+    _asks()
+
+    def stage() -> list[Claim]:
+        runs = _two_claims()
+        slice_of(runs[0])
+        send_signal("door")
+        over = clock.now() - timedelta(minutes=1)
+        Wait.objects.update(expires_at=over)
+        Event.objects.filter(name=SIGNALLED).update(deliver_at=over)
+        Due.objects.filter(pk=runs[0].run_id).update(wake_at=clock.now())
+        return runs
+
+    def holds(runs: Sequence[Claim], _: Sequence[object]) -> str:
+        first, second = (Run.objects.get(pk=run.run_id) for run in runs)
+        assert first.result == '"got it"', f"{first.result} for a signal that came in time"
+        assert second.state == "started", f"the other is {second.state}: {second.reason}"
+        return str(Wait.objects.filter(run=second).count())
+
+    return Scenario(
+        stage=stage,
+        actors=[("holder", work), _slices(1), ("router", routing)],  # type: ignore[list-item]
+        holds=holds,
+        sampled=1_000,
+        outcomes=frozenset(
+            {"0", "1"}
+        ),  # 0: it has to look again, since the signal is to be routed first
+        twins=[
+            Twin(
+                without="a look at what is not routed yet, before a timeout",
+                patch=lambda: patch.object(settle, "_unrouted_in_time", lambda _: False),
+            ),
+            Twin(
+                without="one conditional UPDATE that ends a wait",
+                rewrite=cutting(
+                    r" AND durable_flows_wait\.settled_at IS NULL", of="SET settled_at"
+                ),
+            ),
+        ],
+    )
+
+
 _TAKEN = r"AND NOT EXISTS \(SELECT 1 FROM durable_flows_wait taken [^)]*\)"
 
-RACES = [waiter_against_waiter, one_signal_for_two]
+RACES = [waiter_against_waiter, one_signal_for_two, newcomer_against_holder_whose_time_is_over]
