@@ -18,7 +18,7 @@ from durable_flows.engine.scopes import Place, Scope, Tool, Write
 from durable_flows.errors import InvalidOption, StepError, UndoFailed
 from durable_flows.rules.backoff import Retries
 from durable_flows.rules.replays import INTENT, UNDO
-from durable_flows.rules.states import StepKind, StepState
+from durable_flows.rules.states import StepKind
 
 UNDOING = "saga#undo"  # the step that says that undoing has begun
 
@@ -111,9 +111,9 @@ class Remedies:
         return [key for key in intended if not self._journal.is_done(key + UNDO)]
 
     def _result(self, key: str) -> Any:
-        """What a step returned; None where that is not known, or it failed."""
+        """What a step returned; None where that is not known, or it failed: then it has no value."""
         recorded = self._journal.find(key)
-        return recorded.value if recorded and recorded.state == StepState.DONE else None
+        return None if recorded is None else recorded.value
 
 
 def not_undone(failed: Mapping[str, str], reason: str) -> UndoFailed:

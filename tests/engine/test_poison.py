@@ -290,3 +290,21 @@ def test_a_run_that_has_failed_says_why_though_its_workers_die_of_undoing() -> N
     assert (run_of(run).state, run_of(run).error["name"]) == ("failed", "UndoFailed")
     assert "sold out" in run_of(run).reason
     assert "PoisonRun" not in run_of(run).reason
+
+
+def test_what_was_undone_before_its_workers_died_is_not_said_to_be_left() -> None:
+    def die(_: None) -> None:
+        raise Crash("undo")
+
+    @flow("trip", on="a/b")
+    def trip(step: Step) -> None:
+        step.saga().run("flight", lambda: None, undo=die)
+        step.saga().run("hotel", lambda: None, undo=lambda _: None)
+        step.sleep("rest", "1 day")
+
+    run = send("a/b")
+    drain()
+    cancel(run_of(run).id)
+    advance("1h")
+    assert run_of(run).state == "cancelled"
+    assert set(run_of(run).warnings) == {"flight#undo"}

@@ -386,6 +386,24 @@ def test_the_losers_of_a_race_are_not_missed():
     assert (again(run).result, again(run).warnings) == (["fast", "last"], {})
 
 
+def test_a_loser_is_not_missed_in_the_slice_that_decides_before_it_is_played():
+    @flow("order", on="go", strict=True)
+    def order(step):
+        def fast():
+            step.sleep("short", "1h")
+            return step.run("fast", lambda: "fast")
+
+        def slow():
+            step.run("slow", lambda: 1)
+            step.sleep("long", "2h")
+
+        return step.race(fast, slow)
+
+    run = played()
+    advance("1h")
+    assert (again(run).result, again(run).warnings) == ("fast", {})
+
+
 def test_branches_of_which_one_has_failed_are_not_missed():
     @flow("order", on="go", strict=True)
     def order(step):

@@ -11,7 +11,7 @@ import pytest
 from django.contrib.auth.models import Group
 from django.db import connection
 
-from durable_flows import NonRetriableError, StepError, cancel, flow, send
+from durable_flows import Fixed, NonRetriableError, Retries, StepError, cancel, flow, send
 from durable_flows.engine import fence, ring
 from durable_flows.engine.route import route
 from durable_flows.errors import StepInThread
@@ -315,6 +315,29 @@ def test_a_race_that_is_lost_by_an_error_raises_it_again_when_it_is_replayed():
     played()
     advance("1h")
     assert caught == ["broken", "broken"]
+
+
+def test_an_error_between_steps_decides_no_race_that_is_tried_again():
+    failing = [True]
+
+    @flow("race", on="go", retries=Retries(3, backoff=Fixed("1m"), jitter=0))
+    def race(step):
+        def slow() -> str:
+            if failing:
+                raise ConnectionError("a moment")
+            step.sleep("long", "1 day")
+            return "slow"
+
+        def fast() -> str:
+            step.sleep("short", "1h")
+            return "fast"
+
+        return step.race(slow, fast)
+
+    run = played()
+    failing.clear()
+    advance("2h")
+    assert again(run).result == "fast"
 
 
 def test_an_event_after_the_race_goes_to_the_next_wait():

@@ -9,8 +9,9 @@ import pytest
 from durable_flows import NonRetriableError, cancel, flow
 from durable_flows.engine import ring
 from durable_flows.engine.route import route
+from durable_flows.flows import Flow
 from durable_flows.testing import advance, crash_after, drain
-from tests.promises.staging import again, played
+from tests.promises.staging import again, forget, played
 
 pytestmark = pytest.mark.django_db
 
@@ -207,3 +208,44 @@ def test_a_handler_that_knows_how_to_undo_some_is_asked_for_the_rest(ledger, boo
     advance("2h")
     assert (again(run).state, again(run).warnings) == ("failed", {})
     assert ledger == ["flight", "hotel", "unhotel", "unflight"]
+
+
+def test_an_error_that_comes_when_all_is_known_keeps_nothing_from_being_undone(ledger, book):
+    broken: list[bool] = []
+
+    @flow("trip", on="go")
+    def trip(step):
+        book(step.saga(), "flight")
+        if broken:
+            raise ConnectionError("for good")
+        step.sleep("rest", "1 day")
+
+    run = played()
+    broken.append(True)
+    cancel(run.id)
+    drain()
+    assert (again(run).state, again(run).warnings) == ("cancelled", {})
+    assert ledger == ["flight", "unflight"]
+
+
+def test_code_that_does_not_fit_later_keeps_nothing_from_being_undone(ledger, book):
+    def declare(changed: bool) -> Flow:
+        @flow("trip", on="go")
+        def trip(step):
+            book(step.saga(), "flight")
+            if changed:
+                step.sleep("look", "1h")
+            else:
+                step.run("look", lambda: None)
+            step.sleep("rest", "1 day")
+
+        return trip
+
+    old = declare(False)
+    run = played()
+    forget(old)
+    declare(True)
+    cancel(run.id)
+    drain()
+    assert (again(run).state, again(run).warnings) == ("cancelled", {})
+    assert ledger == ["flight", "unflight"]
