@@ -18,11 +18,11 @@ from contextvars import Context, copy_context
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 from asgiref.sync import async_to_sync, sync_to_async
 
-from durable_flows.engine import lines, notes, scopes
+from durable_flows.engine import failpoints, lines, notes, scopes
 from durable_flows.engine.calls import Calls
 from durable_flows.engine.desk import LOOK, Desk, Note
 from durable_flows.engine.flight import AWAITS, Flight, Loop, cancel_all
@@ -208,8 +208,12 @@ class Tasks:
     async def _drive(self, make: Callable[[], Tool]) -> Any:
         with lines.in_a_tool():
             while True:
-                with suppress(_Again):
+                try:
                     return await self._drive_once(make())
+                except _Again:
+                    continue
+                except failpoints.Killed as end:  # nor does a task group go on about that
+                    await self._ask(partial(_raise, end))
 
     async def _drive_once(self, tool: Tool) -> Any:
         try:
@@ -397,3 +401,7 @@ async def _first_of(going: Mapping[Line, int], room: asyncio.Event) -> None:
         await asyncio.wait({*going, until_room}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         until_room.cancel()
+
+
+def _raise(error: BaseException) -> NoReturn:
+    raise error
