@@ -9,8 +9,21 @@ from typing import Any
 
 import pytest
 
-from durable_flows import Fixed, NonRetriableError, Retries, StepError, cancel, flow
-from durable_flows.testing import advance
+from durable_flows import (
+    Event,
+    Fixed,
+    InvokeError,
+    NonRetriableError,
+    Retries,
+    StepError,
+    cancel,
+    flow,
+    send,
+)
+from durable_flows.engine import ring
+from durable_flows.engine.route import route
+from durable_flows.models import Run
+from durable_flows.testing import advance, drain, run_of
 from tests.promises.staging import again, played
 
 #: In one transaction, and with threads of their own.
@@ -200,3 +213,95 @@ def test_what_a_branch_does_when_it_is_cancelled_is_undone_too(mode, ledger):
     advance("1h")
     assert (again(run).state, again(run).warnings) == ("cancelled", {})
     assert ledger == ["fee", "unfee"]
+
+
+@pytest.mark.parametrize("end", ["failed", "cancelled"])
+@pytest.mark.parametrize("colour", ["threads", "tasks"])
+@pytest.mark.django_db
+def test_a_run_is_undone_before_anybody_is_told_that_it_has_ended(colour, end, ledger):
+    """Also where an undo takes more than one attempt: meanwhile the run has not ended."""
+    retries = Retries(2, backoff=Fixed("10m"), jitter=0)
+    if colour == "threads":
+
+        @flow("trip", on="go", retries=retries)
+        def trip(step):
+            step.saga().run("seat", ledger.do, "seat", undo=ledger.undo)
+            step.sleep("rest", "1h")
+            step.run("fail", fail)
+    else:
+
+        @flow("trip", on="go", retries=retries)
+        async def trip(step):
+            await step.saga().run("seat", ledger.do, "seat", undo=ledger.undo)
+            await step.sleep("rest", "1h")
+            await step.run("fail", fail)
+
+    trip.on_failure(lambda: ledger.append("told of failed"))
+    trip.on_cancel(lambda: ledger.append("told of cancelled"))
+
+    ledger.failures = 1
+    run = played()
+    if end == "cancelled":
+        cancel(run.id)
+        drain()
+    else:
+        advance("1h")
+    assert again(run).state == "started"
+    assert ledger == ["seat"]
+    advance("10m")
+    assert again(run).state == end
+    assert ledger == ["seat", "unseat", f"told of {end}"]
+
+
+@in_both_modes
+@pytest.mark.parametrize("colour", ["threads", "tasks"])
+def test_a_charge_that_two_wait_for_and_that_is_cancelled_meanwhile_is_refunded_once(
+    colour, mode, ledger
+):
+    """Both ask for it by one key, and a third one while it is being made: it is the same run."""
+    asked: list[str] = []
+
+    def charge(run_id: str) -> str:
+        ledger.append("charge")
+        asked.append(payments[0].start({"order": 7}, key="order 7"))
+        cancel(run_id, reason="changed my mind")
+        with ring.silence():
+            route()
+        return "receipt"
+
+    def refund(receipt: str, run_id: str) -> None:
+        ledger.append(f"refund {receipt}")
+
+    if colour == "threads":
+
+        @flow("payment")
+        def payment(step, run):
+            step.saga().run("charge", charge, run.id, undo=refund)
+            step.saga().run("ship", ledger.do, "ship", undo=ledger.undo)
+
+        payments = [payment]
+    else:
+
+        @flow("payment")
+        async def payment_(step, run):
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(step.sleep("rest", "1h"))
+                await step.saga().run("charge", charge, run.id, undo=refund)
+                await step.saga().run("ship", ledger.do, "ship", undo=ledger.undo)
+
+        payments = [payment_]
+
+    @flow("checkout", on="go")
+    def checkout(event, step):
+        try:
+            step.invoke("pay", payments[0], {"order": 7}, key="order 7")
+        except InvokeError as error:
+            return [error.state, error.reason]
+
+    first, second = send([Event("go"), Event("go")])
+    advance("1h")
+    paid = Run.objects.get(flow="payment")
+    assert (paid.state, paid.reason) == ("cancelled", "changed my mind")
+    assert asked == [str(paid.pk)]
+    assert ledger == ["charge", "refund receipt"]
+    assert [run_of(one).result for one in (first, second)] == [["cancelled", "changed my mind"]] * 2
