@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import resource
 import time
@@ -9,6 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 from durable_flows import (
+    AsyncStep,
     CancelOn,
     Event,
     Fixed,
@@ -82,6 +84,27 @@ def answerer(event: Event, step: Step, run: Run) -> None:
     """Answers what a journey has asked."""
     step.run("think", witness.do, run.id, "think")
     step.send_event("answer", Event("trip/answered", event.data))
+
+
+@flow("voyage", on=["trip/began", "trip/sailed"], retries=SOON)
+async def voyage(step: AsyncStep, run: Run) -> None:
+    """Books two things while another branch sleeps; then it fails, and both are given back."""
+
+    def give_back(booked: None, run_id: str, key: str) -> None:
+        witness.do(run_id, f"{key}#undo")
+
+    def sink() -> None:
+        witness.do(run.id, "sink")
+        raise NonRetriableError("sunk")
+
+    async def books() -> None:
+        for what in ("flight", "hotel"):
+            await step.saga().run(what, witness.do, run.id, f"task[1]/{what}", undo=give_back)
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(step.sleep("rest", 0.3))
+        tasks.create_task(books())
+    await step.run("sink", sink)
 
 
 @flow("doomed", on="trip/doomed", cancel_on=CancelOn("trip/called-off", match="data.doomed"))

@@ -166,22 +166,24 @@ class Project:
             )
         )
         assert ends == expected_ends(trips)
-        journeys = self._steps_of("journey")
+        journeys = self.steps_of("journey")
         assert {keys[: len(ALONG)] for keys in journeys} == {ALONG}
         assert {frozenset(keys[len(ALONG) :]) for keys in journeys} == {TOGETHER}
-        assert self._steps_of("broken") == {("work",)}
+        assert self.steps_of("broken") == {("work",)}
+        assert {keys[-len(BACK) :] for keys in self.steps_of("voyage")} == {BACK}
         sent = dict(self.query("SELECT name, count(*) FROM durable_flows_event GROUP BY 1"))
         failed = self.query(
             "SELECT count(*), count(DISTINCT sender) FROM durable_flows_event "
             "WHERE name = 'flows/function.failed'"
         )
-        assert failed == [(ends["broken", "completed", '"mended"'],) * 2], "each is told of once"
+        failures = ends["broken", "completed", '"mended"'] + ends["voyage", "failed", ""]
+        assert failed == [(failures,) * 2], "each is told of once"
         assert sent["trip/asked"] == sent["trip/answered"] == trips
         written = self.query("SELECT run, step, count(*) FROM effect GROUP BY 1, 2")
         assert {step for _, step, _ in written} == {"write"}
         assert [n for _, _, n in written] == [1] * trips, "an atomic step's effect is there once"
 
-    def _steps_of(self, flow: str) -> set[tuple[str, ...]]:
+    def steps_of(self, flow: str) -> set[tuple[str, ...]]:
         rows = self.query(
             "SELECT array_agg(s.key ORDER BY s.seq) FROM durable_flows_step s "
             f"JOIN durable_flows_run r ON r.id = s.run_id WHERE r.flow = '{flow}' GROUP BY r.id"
@@ -223,6 +225,8 @@ class Project:
 ALONG = ("pack", "falter", "ask", "answer", "rest", "silence", "write")
 TWINS = {"fold", "parallel[1]/wash"}
 TOGETHER = frozenset({*TWINS, "dry", "race[1]/evening", "race", "unpack"})
+#: The last steps of a voyage.
+BACK = ("sink", "saga#undo", "task[1]/hotel#undo", "task[1]/flight#undo")
 
 
 def expected_ends(trips: int) -> Counter[tuple[Any, ...]]:
@@ -232,6 +236,7 @@ def expected_ends(trips: int) -> Counter[tuple[Any, ...]]:
     for trip in range(trips):
         ends["heavy", "completed", "null"] += 1
         ends["journey", "completed", json.dumps(["done", trip, None], separators=(",", ":"))] += 1
+        ends["voyage", "failed", ""] += 1
         ends["answerer", "completed", "null"] += 1
         ends["crowd", "completed", "true"] += 1
         ends["ringer", "completed", "null"] += 1
