@@ -133,6 +133,31 @@ def parking_against_cancel() -> Scenario:
                 without="the condition that it is not being cancelled",
                 rewrite=cutting(" AND state = 'running'", of="SET state = 'parked'"),
             ),
+        ],
+    )
+
+
+def unparking_against_cancel() -> Scenario:
+    """A tick has seen that it is parked, and is about to let it go on."""
+    slice_of_the_older = _trips()
+
+    def stage() -> Claim:
+        run = _rested()
+        slice_of_the_older(run)
+        cancel(run.run_id)
+        return run
+
+    def obey(_: Claim) -> bool:
+        route()
+        return True
+
+    return Scenario(
+        stage=stage,
+        actors=[("tick", lambda _: unpark_known()), ("router", obey)],
+        holds=_as_was_asked,
+        meanwhile=_processes,
+        outcomes=frozenset({"cancelled"}),
+        twins=[
             Twin(
                 without="the condition that it is parked still",
                 rewrite=cutting(r"d\.wake_at IS NULL AND ", of="WITH next AS MATERIALIZED"),
@@ -141,4 +166,4 @@ def parking_against_cancel() -> Scenario:
     )
 
 
-RACES = [parking_against_unparking, parking_against_cancel]
+RACES = [parking_against_unparking, parking_against_cancel, unparking_against_cancel]
