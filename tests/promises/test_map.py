@@ -71,6 +71,7 @@ def test_the_parent_is_woken_once():
     assert calls["parent"] == 2
 
 
+@pytest.mark.django_db(transaction=True)
 def test_ten_thousand_items_are_one_entry_and_wake_the_parent_once():
     slices = []
 
