@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from unittest.mock import patch
 
 from durable_flows import Step, flow
@@ -81,6 +81,14 @@ def nudge_seen_against_event() -> Scenario:
     def see_and_go_on(group: in_threads._Group) -> None:
         group._desk.do(group._journal.look_for_nudges)
 
+    @contextmanager
+    def nothing_follows() -> Iterator[None]:
+        with (
+            patch.object(in_threads._Group, "_wake", see_and_go_on),
+            patch.object(play, "goes_on_at", lambda _, signal: signal.until),
+        ):
+            yield
+
     return Scenario(
         stage=stage,
         actors=[("slice", slice_of), ("router", routing)],
@@ -88,8 +96,8 @@ def nudge_seen_against_event() -> Scenario:
         meanwhile=lambda: patch.object(fence, "LOOK", 0.0),
         twins=[
             Twin(
-                without="another look by those who wait, after a nudge",
-                patch=lambda: patch.object(in_threads._Group, "_wake", see_and_go_on),
+                without="another look after a nudge, by those who wait or by the next slice at once",
+                patch=nothing_follows,
             ),
         ],
     )

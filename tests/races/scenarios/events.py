@@ -10,7 +10,7 @@ from uuid import UUID
 from django.db import transaction
 
 from durable_flows import CancelOn, On, Step, flow
-from durable_flows.engine import lookback, quarantine, route
+from durable_flows.engine import lookback, quarantine, route, take
 from durable_flows.engine.hand import Routing
 from durable_flows.engine.shards import Shard, number_of
 from durable_flows.models import Admission, Due, Event, EventMatch, Run
@@ -77,7 +77,7 @@ def router_against_router() -> Scenario:
         stage=lambda: [UUID(send("a/b")) for _ in range(2)],
         actors=[("one", routing), ("other", routing)],
         holds=holds,
-        sampled=1_000,
+        sampled=500,
         twins=[NO_ROUTER_LOCK],
     )
 
@@ -90,7 +90,7 @@ def _two_shards(names: Sequence[str], *twins: Twin) -> Scenario:
         stage=lambda: [UUID(send(name)) for name in names],
         actors=[("first", router(0)), ("second", router(1))],
         holds=_only_the_newest,
-        sampled=1_000,
+        sampled=500,
         twins=[
             *twins,
             Twin(
@@ -128,7 +128,7 @@ def rule_against_event_of_another_shard() -> Scenario:
         names,
         Twin(
             without="matches by signatures that another router could not know",
-            patch=lambda: patch.object(route, "_backfill", lambda _: None),
+            patch=lambda: patch.object(take, "backfill", lambda _: None),
         ),
     )
 

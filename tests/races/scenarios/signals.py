@@ -125,7 +125,7 @@ def newcomer_against_holder_whose_time_is_over() -> Scenario:
         stage=stage,
         actors=[("holder", work), _slices(1), ("router", routing)],  # type: ignore[list-item]
         holds=holds,
-        sampled=1_000,
+        sampled=300,
         outcomes=frozenset(
             {"0", "1"}
         ),  # 0: it has to look again, since the signal is to be routed first
