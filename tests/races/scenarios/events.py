@@ -77,7 +77,7 @@ def router_against_router() -> Scenario:
         stage=lambda: [UUID(send("a/b")) for _ in range(2)],
         actors=[("one", routing), ("other", routing)],
         holds=holds,
-        sampled=500,
+        sampled=300,
         twins=[NO_ROUTER_LOCK],
     )
 
@@ -90,7 +90,7 @@ def _two_shards(names: Sequence[str], *twins: Twin) -> Scenario:
         stage=lambda: [UUID(send(name)) for name in names],
         actors=[("first", router(0)), ("second", router(1))],
         holds=_only_the_newest,
-        sampled=500,
+        sampled=300,
         twins=[
             *twins,
             Twin(

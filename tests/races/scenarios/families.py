@@ -231,7 +231,7 @@ def invoke_against_cancel() -> Scenario:
         actors=[("parent", slice_of), ("router", routing)],
         holds=holds,
         outcomes=frozenset({"asked", "not asked"}),
-        sampled=500,
+        sampled=300,
         twins=[
             Twin(
                 without="a cancel for the children",
@@ -325,7 +325,7 @@ def retry_of_a_child_against_its_parent() -> Scenario:
         stage=stage,
         actors=[("parent", work), ("others", mend)],
         holds=holds,
-        sampled=500,
+        sampled=300,
         twins=[
             Twin(
                 without="the look at a child after its wait was opened again",

@@ -42,7 +42,7 @@ def ends_of_items_against_the_parents_suspend() -> Scenario:
         stage=lambda: claimed("asked"),
         actors=[("parent", slice_of), ("children", children)],
         holds=holds,
-        sampled=200,
+        sampled=100,
         twins=[
             Twin(
                 without="a wake of who is running, after its last child has ended",

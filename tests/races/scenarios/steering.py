@@ -319,7 +319,7 @@ def tick_against_tick_on_a_bulk_action() -> Scenario:
         stage=stage,
         actors=[("one", carry_on), ("other", carry_on)],
         holds=holds,
-        sampled=200,
+        sampled=100,
         meanwhile=lambda: patch.object(bulk, "AT_ONCE", 1),
         twins=[
             Twin(
@@ -355,7 +355,7 @@ def tick_against_tick_that_counts() -> Scenario:
         stage=stage,
         actors=[("one", count), ("other", count)],
         holds=holds,
-        sampled=200,
+        sampled=100,
         meanwhile=lambda: patch.object(bulk, "SPAN", 1),
         twins=[
             Twin(
@@ -434,7 +434,7 @@ def cancelling_a_bulk_action_against_tick() -> Scenario:
         stage=stage,
         actors=[("tick", carry_on), ("router", routing)],
         holds=holds,
-        sampled=200,
+        sampled=100,
         meanwhile=lambda: patch.object(bulk, "AT_ONCE", 1),
         twins=[
             Twin(

@@ -95,7 +95,7 @@ def end_against_two_first_waits_for_ends() -> Scenario:
             ("worker", lambda runs: slice_of(runs[2])),
         ],
         holds=lambda _, __: _all_hear(["waits", "waits-too"]),
-        sampled=200,
+        sampled=100,
         twins=[NOT_AWAITED, NO_ID_OF_ITS_OWN],
     )
 

@@ -149,7 +149,7 @@ def event_in_pieces_against_timeouts() -> Scenario:
         stage=stage,
         actors=[("router", routing), ("slices", work)],
         holds=holds,
-        sampled=500,
+        sampled=300,
         meanwhile=lambda: patch.object(settle, "PIECE", 1),
         twins=[
             Twin(
