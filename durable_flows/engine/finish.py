@@ -51,26 +51,30 @@ def end(endings: Sequence[Ending]) -> list[Ending]:
     now = clock.now()
     with sql.atomic():
         rows = (_write_at_once if sql.postgres() else _write_one_by_one)(endings, now)
-        _let_undo([ending for ending in endings if ending.has_undo], now)
-        ended = [_as_written(by_run[sql.uid(run_id)], state) for run_id, state, *_ in rows]
+        ended = [_as_written(by_run.pop(sql.uid(run_id)), state) for run_id, state, *_ in rows]
         _tell([sql.uid(run_id) for run_id, _, awaited, *_ in rows if awaited])
         _announce(rows)
         _cancel_children([end.run_id for end in ended if end.state == RunState.CANCELLED], now)
+        _let_undo([ending for ending in by_run.values() if ending.has_undo], now)
         failpoints.reach("before_end_commit")
     return ended
 
 
 def _let_undo(endings: Sequence[Ending], now: datetime) -> None:
-    """Those of these that were asked to stop are still there, and locked: they go on at once."""
+    """Those that were asked to stop are still there, and locked: another slice goes on at once."""
     if not endings:
         return
-    given, params = _table(endings, now)
+    left, columns = sql.table(
+        Due,
+        "t",
+        {"run_id": [end.run_id for end in endings], "lease": [end.lease for end in endings]},
+    )
     rows = sql.execute(
         "UPDATE durable_flows_due SET wake_at = %(now)s::timestamptz, claims = 0 "
-        f"FROM {given} WHERE durable_flows_due.run_id = given.id "
-        "AND durable_flows_due.lease = given.lease AND durable_flows_due.state = 'cancelling' "
+        f"FROM {left} WHERE durable_flows_due.run_id = t.run_id "
+        "AND durable_flows_due.lease = t.lease AND durable_flows_due.state = 'cancelling' "
         "RETURNING queue",
-        params,
+        {"now": now, **columns},
     )
     for (queue,) in set(rows):
         sql.on_commit(partial(ring.drain, queue))

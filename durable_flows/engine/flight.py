@@ -12,9 +12,8 @@ from durable_flows.engine import lines
 from durable_flows.engine.lines import Lines
 
 ROUNDS = 200  # of the loop, without a step, after which nothing goes on any more
-AWAITS = (
-    10.0  # real seconds that branches which rest wait for what another awaits between its steps
-)
+#: Real seconds that branches which rest wait for what another awaits between its steps.
+AWAITS = 10.0
 PAUSE = 0.02  # real seconds between two looks at whether that has come
 CANCELS = 10  # of tasks that do not end when they are cancelled
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from durable_flows import conf
 from durable_flows.engine import (
@@ -48,6 +48,8 @@ from durable_flows.rules import causality, clock, poison
 from durable_flows.rules.states import RunState, StepKind
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 def execute(claimed: Claim, history: History) -> Outcome:
@@ -115,9 +117,13 @@ def _decided(flow: Flow, claimed: Claim, history: History) -> Ending | None:
 
 
 def _missed_deadline(claimed: Claim, flow: Flow) -> str:
+    return _answered(claimed, lambda: deadlines.begin(claimed, flow))
+
+
+def _answered(claimed: Claim, ask: Callable[[], T]) -> T:
+    """What the database answers while the lease holds; ``ask`` may be called again."""
     return until_answered(
-        lambda again: deadlines.begin(claimed, flow),
-        seconds=lambda: leases.left(claimed.run_id, claimed.lease),
+        lambda again: ask(), seconds=lambda: leases.left(claimed.run_id, claimed.lease)
     )
 
 
@@ -170,7 +176,19 @@ def _go_on(flow: Flow, claimed: Claim, journal: Journal) -> Outcome:
 
 def _go_back(flow: Flow, claimed: Claim, journal: Journal, ending: Ending) -> Outcome:
     """Replay the handler to learn how its steps are undone, beginning nothing new; then undo them."""
-    driver, remedies = play.driver_of(flow, claimed, journal), Remedies(journal)
+    remedies = Remedies(journal)
+    later = _recall(flow, claimed, journal, remedies)
+    return later or _undo(flow, claimed, journal, remedies, ending)
+
+
+def _recall(flow: Flow, claimed: Claim, journal: Journal, remedies: Remedies) -> Sleeping | None:
+    """Replay the handler as far as it is recorded. Returns until when that is to be tried again, if so.
+
+    Raises:
+        LeaseLost, HandBack: the slice is over.
+        Diverged: the code does not fit, and something would not be undone because of it.
+    """
+    driver = play.driver_of(flow, claimed, journal)
     main, step = driver.scope, Step(journal, flow.retries, driver, remedies)
     journal.recall()
     try:
@@ -187,7 +205,7 @@ def _go_back(flow: Flow, claimed: Claim, journal: Journal, ending: Ending) -> Ou
         raise journal.stopped
     if isinstance(journal.stopped, Diverged) and not remedies.is_complete:
         raise journal.stopped
-    return _undo(flow, claimed, journal, remedies, ending)
+    return None
 
 
 def _undo(
@@ -199,10 +217,7 @@ def _undo(
     if decided is None:
         decided = journal.record(UNDOING, StepKind.UNDO, output=json.dumps(_said(ending)))
         if ending.state == RunState.CANCELLED:
-            until_answered(
-                lambda again: finish.leave_children(claimed.run_id, claimed.lease),
-                seconds=lambda: leases.left(claimed.run_id, claimed.lease),
-            )
+            _answered(claimed, lambda: finish.leave_children(claimed.run_id, claimed.lease))
     driver = play.driver_of(flow, claimed, journal)
     try:
         left = driver.play(Undoing(journal, flow.retries, driver, remedies).all, {})
