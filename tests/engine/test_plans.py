@@ -24,6 +24,7 @@ from durable_flows import (
     replay,
     rerun,
     retry,
+    send_signal,
     skip,
     withdraw,
 )
@@ -239,3 +240,31 @@ def test_a_bulk_action_reads_so_many_runs_at_once(monkeypatch: pytest.MonkeyPatc
         (condition,) = re.findall(r"Index Cond: (.*)", runs[: bulk.AT_ONCE].explain())
         assert "id >" in condition
         assert "id <=" in condition
+
+
+def test_signals_and_what_is_undone_are_found_by_indexes() -> None:
+    def ask(step: Step) -> None:
+        step.saga().run("charge", int, undo=lambda _: None)
+        step.invoke("child", "rests")
+        step.wait_for_signal("door", "door", timeout="1h")
+
+    flow("rests")(lambda step: step.sleep("rest", "1 day"))
+    flow("saga", on="go")(ask)
+    flow("waits", on="go")(lambda step: step.wait_for_signal("door", "door", timeout="2 days"))
+    flow("comes", on="come")(lambda step: step.wait_for_signal("door", "door", timeout="1h"))
+    flow("ends", on="go")(
+        lambda step, run: step.saga().run("book", lambda: cancel(run.id), undo=lambda _: None)
+    )
+    with plans() as found:
+        event = send("go")
+        drain()
+        taken = send("come")
+        drain()
+        assert run_of(taken).error["name"] == "SignalTaken"
+        send_signal("door", id="mine")
+        drain()
+        cancel(run_of(event, "saga").id)
+        advance("3 days")
+    assert any("taken.event_name" in text for text in found)
+    assert any("wait_signal_taken" in str(plan) for plan in found.values())
+    assert scanning(found) == {}
