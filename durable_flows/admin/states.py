@@ -68,6 +68,10 @@ def _mapped() -> QuerySet[Any]:
     ).annotate(progress=Concat("key", Value(": "), numbers[0], Value(" of "), numbers[1]))
 
 
+#: What a run waits for is no event of the project's own: what people call it.
+_OF_THE_ENGINE = {events.DECIDED: "a decision", events.SIGNALLED: "a signal"}
+
+
 def activity(run: Any) -> Activity:
     """What a run from `with_activity` does."""
     due = due_of(run)
@@ -85,7 +89,7 @@ def _resting(run: Any, wake_at: datetime) -> Activity:
     if run.retry_at is not None:
         return Activity("retrying", format_html("at {}", when))
     if run.waits_for is not None:
-        what = "a decision" if run.waits_for == events.DECIDED else run.waits_for
+        what = _OF_THE_ENGINE.get(run.waits_for, run.waits_for)
         return Activity("waiting", format_html("for {} until {}", what, when))
     if run.maps is not None:
         return Activity("waiting", format_html("for runs, {} have ended", run.maps))

@@ -389,6 +389,16 @@ def test_a_run_that_waits_for_people_says_so(staff):
     assert "Sign it?" in text_of(staff, page_of(run_id))
 
 
+def test_a_run_that_waits_for_a_signal_says_so_and_for_which(staff):
+    @flow("ask", on="ask/begun")
+    def ask(step):
+        step.wait_for_signal("paid", "paid:7", timeout="1h")
+
+    page = text_of(staff, page_of(started("ask/begun")))
+    assert "for a signal until" in page
+    assert "paid:7" in page
+
+
 def test_what_was_set_aside_or_taken_back_is_not_said_to_have_been_routed(staff):
     later = send("canyon/called", ts=clock.now() + timedelta(days=1))
     withdraw(later)
