@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.apps import AppConfig
+from django.apps import AppConfig, apps
+from django.core.exceptions import ImproperlyConfigured
 from django.db.models.signals import post_migrate
 from django.utils.module_loading import autodiscover_modules
 
@@ -15,6 +16,15 @@ class DurableFlowsConfig(AppConfig):
     name = "durable_flows"
     verbose_name = "Durable flows"
     default_auto_field = "django.db.models.BigAutoField"
+
+    def import_models(self) -> None:
+        """Import the models. Raises `ImproperlyConfigured` without the app that they refer to."""
+        if not apps.is_installed("django.contrib.contenttypes"):
+            raise ImproperlyConfigured(
+                "durable_flows links runs to rows of any model: add 'django.contrib.contenttypes' to "
+                "INSTALLED_APPS"
+            )
+        super().import_models()
 
     def ready(self) -> None:
         """Import what registers itself: checks, tasks, the worker's step, then everybody's flows."""

@@ -9,6 +9,7 @@ class Migration(migrations.Migration):
     initial = True
 
     dependencies = [
+        ('contenttypes', '0002_remove_content_type_name'),
     ]
 
     operations = [
@@ -52,6 +53,9 @@ class Migration(migrations.Migration):
                 ('v', models.CharField(default='', max_length=64)),
                 ('target', models.CharField(default='', help_text="A command's flow or run.", max_length=255)),
                 ('sender', models.UUIDField(help_text='The run that sent it.', null=True)),
+                ('subject_type', models.ForeignKey(db_constraint=False, db_index=False, help_text='The model of the row that it is about.', null=True, on_delete=django.db.models.deletion.DO_NOTHING, related_name='+', to='contenttypes.contenttype')),
+                ('subject_id', models.CharField(help_text="That row's primary key.", max_length=255, null=True)),
+                ('context', models.TextField(db_default='', default='', help_text='JSON text: what middleware has captured.')),
                 ('depth', models.IntegerField(default=0, help_text='How many runs deep it was sent.')),
                 ('routed', models.BigIntegerField(help_text='Its number in the order of routing.', null=True)),
                 ('routed_at', models.DateTimeField(help_text='When everything it asked for was done.', null=True)),
@@ -138,6 +142,8 @@ class Migration(migrations.Migration):
                 ('event', models.ForeignKey(db_constraint=False, help_text='Its trigger.', on_delete=django.db.models.deletion.DO_NOTHING, related_name='runs', to='durable_flows.event')),
                 ('parent', models.ForeignKey(db_constraint=False, db_index=False, help_text='The run that invoked it.', null=True, on_delete=django.db.models.deletion.DO_NOTHING, related_name='children', to='durable_flows.run')),
                 ('origin', models.UUIDField(help_text='The run that it does again.', null=True)),
+                ('subject_type', models.ForeignKey(db_constraint=False, db_index=False, help_text='The model of the row that it is about.', null=True, on_delete=django.db.models.deletion.DO_NOTHING, related_name='+', to='contenttypes.contenttype')),
+                ('subject_id', models.CharField(help_text="That row's primary key.", max_length=255, null=True)),
                 ('awaited', models.BooleanField(db_default=False, default=False, help_text='Somebody is to be told of its end.')),
                 ('state', models.CharField(choices=[('queued', 'queued'), ('started', 'started'), ('completed', 'completed'), ('failed', 'failed'), ('cancelled', 'cancelled')], default='queued', max_length=10)),
                 ('version', models.IntegerField(help_text='Of its flow; 0 if that has none, null until some process knows it.', null=True)),
@@ -156,7 +162,7 @@ class Migration(migrations.Migration):
             ],
             options={
                 'permissions': [('cancel_run', 'Can cancel run'), ('retry_run', 'Can retry run'), ('rerun_run', 'Can rerun run')],
-                'indexes': [models.Index(fields=['flow', '-id'], name='run_flow'), models.Index(condition=models.Q(('parent__isnull', False)), fields=['parent'], name='run_parent')],
+                'indexes': [models.Index(fields=['flow', '-id'], name='run_flow'), models.Index(condition=models.Q(('parent__isnull', False)), fields=['parent'], name='run_parent'), models.Index(condition=models.Q(('subject_id__isnull', False)), fields=['subject_type', 'subject_id', '-id'], name='run_subject')],
                 'constraints': [models.CheckConstraint(condition=models.Q(models.Q(('ended_at__isnull', True), ('state__in', ['queued', 'started'])), models.Q(('ended_at__isnull', False), ('state__in', ['completed', 'failed', 'cancelled'])), _connector='OR'), name='run_ends_when_it_has_ended')],
             },
         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from django.contrib.contenttypes.models import ContentType
 from django.db import models
 from django.db.models import Q
 
@@ -31,6 +32,16 @@ class Run(models.Model):
         help_text="The run that invoked it.",
     )
     origin = models.UUIDField(null=True, help_text="The run that it does again.")
+    subject_type = models.ForeignKey(
+        ContentType,
+        models.DO_NOTHING,
+        null=True,
+        db_constraint=False,
+        db_index=False,
+        related_name="+",
+        help_text="The model of the row that it is about.",
+    )
+    subject_id = models.CharField(max_length=255, null=True, help_text="That row's primary key.")
     awaited = models.BooleanField(
         default=False, db_default=False, help_text="Somebody is to be told of its end."
     )
@@ -69,6 +80,11 @@ class Run(models.Model):
             models.Index(fields=["flow", "-id"], name="run_flow"),
             # None on what its start and its end write: these updates stay off the indexes.
             models.Index(fields=["parent"], condition=Q(parent__isnull=False), name="run_parent"),
+            models.Index(
+                fields=["subject_type", "subject_id", "-id"],
+                condition=Q(subject_id__isnull=False),
+                name="run_subject",
+            ),
         ]
         constraints: ClassVar = [
             models.CheckConstraint(

@@ -290,14 +290,19 @@ _SHOW = (
 )
 
 
-def start_up(directory: Path, **apps: str) -> subprocess.CompletedProcess[str]:
+CONTENT_TYPES = "django.contrib.contenttypes"
+
+
+def start_up(
+    directory: Path, *, beside: tuple[str, ...] = (CONTENT_TYPES,), **apps: str
+) -> subprocess.CompletedProcess[str]:
     """Start a project with these apps; each is the text of its flows.py."""
     for name, flows in apps.items():
         (directory / name).mkdir()
         (directory / name / "__init__.py").touch()
         (directory / name / "flows.py").write_text(flows)
     (directory / "project_settings.py").write_text(
-        f"INSTALLED_APPS = {['durable_flows', *apps]!r}\n"
+        f"INSTALLED_APPS = {[*beside, 'durable_flows', *apps]!r}\n"
         "DATABASES = {'default': {'ENGINE': 'django.db.backends.sqlite3', 'NAME': ':memory:'}}\n"
         "SECRET_KEY = 'x'\nUSE_TZ = True\n"
     )
@@ -348,3 +353,9 @@ def test_a_wrong_handler_is_an_error_at_start_up(tmp_path):
     assert done.returncode != 0
     assert "InvalidHandler" in done.stderr
     assert "'request'" in done.stderr
+
+
+def test_a_project_without_content_types_is_told_at_start_up_what_to_add(tmp_path):
+    done = start_up(tmp_path, beside=())
+    assert done.returncode != 0
+    assert "add 'django.contrib.contenttypes' to INSTALLED_APPS" in done.stderr
