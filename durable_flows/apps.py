@@ -31,10 +31,11 @@ class DurableFlowsConfig(AppConfig):
         from celery import current_app
 
         from durable_flows import checks, tasks, worker  # noqa: F401
-        from durable_flows.engine import ingest  # noqa: F401  (provides Flow.start)
+        from durable_flows.engine import emitted, ingest  # noqa: F401  (provides Flow.start)
 
         current_app.steps["worker"].add(worker.Heart)
         post_migrate.connect(_register_tick, sender=self)
+        emitted.listen()
         autodiscover_modules("flows")
 
 

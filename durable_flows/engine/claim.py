@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from durable_flows import conf
-from durable_flows.engine import failpoints, floors, leases, sql, stored
+from durable_flows import conf, signals
+from durable_flows.engine import failpoints, floors, leases, observed, sql, stored
 from durable_flows.engine.history import Claim
 from durable_flows.rules import clock
 
@@ -70,10 +70,14 @@ def claim(queue: str, most: int, *, suspects: bool = True) -> list[Claim]:
     claims = [read_claim(queue, row, now) for row in rows]
     failpoints.reach("claim_read")
     leases.hold({claimed.run_id: claimed.lease for claimed in claims})
+    if signals.run_started.receivers:
+        began = zip(claims, rows, strict=True)
+        observed.starts(claimed for claimed, row in began if row[STARTED_AT] is None)
     return claims
 
 
 DUE_SINCE = 3  # its place in a row
+STARTED_AT = 13  # as it was before this claim
 
 
 def _one_by_one(params: dict[str, Any]) -> list[sql.Row]:
@@ -81,11 +85,11 @@ def _one_by_one(params: dict[str, Any]) -> list[sql.Row]:
     with sql.atomic():
         taken = {row[0]: row for row in sql.execute(f"{_NEXT} {_TAKE}", params)}
         runs = {"runs": list(taken), "now": params["now"]}
-        sql.execute(f"{_START} WHERE {sql.among('id', 'runs')} AND state = 'queued'", runs)
         found = sql.execute(
             f"SELECT {COLUMNS} FROM durable_flows_run r {EVENT} WHERE {sql.among('r.id', 'runs')}",
             runs,
         )
+        sql.execute(f"{_START} WHERE {sql.among('id', 'runs')} AND state = 'queued'", runs)
     return [(*taken[row[0]], *row) for row in found]
 
 

@@ -19,8 +19,8 @@ from asgiref.sync import sync_to_async
 from django.db import connections
 from uuid_utils.compat import uuid7
 
-from durable_flows import conf, models
-from durable_flows.engine import clocksync, ring, shards, sql
+from durable_flows import conf, models, signals
+from durable_flows.engine import clocksync, observed, ring, shards, sql
 from durable_flows.errors import InvalidEvent, WrongDatabase
 from durable_flows.flows import Flow, provide
 from durable_flows.rules import clock, events, keys, payload
@@ -355,6 +355,16 @@ def _insert_rows(
     elif rows:
         columns["arrival"] = sql.draw("arrival", len(rows))
     sql.insert(models.Event, columns, computed=computed)
+    if signals.event_received.receivers and not delivered:
+        _tell_of(columns)
+
+
+def _tell_of(columns: Mapping[str, Sequence[Any]]) -> None:
+    """Tell observers of what was inserted, but for what is the engine's own."""
+    facts = zip(*(columns[name] for name in ("id", "name", "sender", "deliver_at")), strict=True)
+    told = [row for row in facts if not row[1].startswith(events.RESERVED)]
+    if told:
+        observed.events(told, columns["received_at"][0])
 
 
 def _fresh(encoded: Sequence[Encoded], ids: Sequence[uuid.UUID]) -> list[tuple[uuid.UUID, Encoded]]:

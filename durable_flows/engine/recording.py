@@ -8,7 +8,8 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from durable_flows.engine import failpoints, sql
+from durable_flows import signals
+from durable_flows.engine import failpoints, observed, sql
 from durable_flows.engine.fence import MINE
 from durable_flows.engine.history import STEP_COLUMNS, Claim, Failure, History, Recorded, size_of
 from durable_flows.engine.persist import NO_ANSWER
@@ -157,6 +158,8 @@ class Recording(Replaying):
         self._steps[step.key] = step
         self._size += size_of(step.output)
         failpoints.reach("step_recorded", step.key)
+        if signals.step_finished.receivers:
+            observed.step(self.claim, step, len(self.failures(step.key)) + 1)
         if state == DueState.CANCELLING and not self.undoes:
             raise self._stop(CancelAsked())
         return step
