@@ -250,7 +250,7 @@ def _run(block: Block, namespace: dict[str, Any], fixture: Callable[[str], Any])
     code = _compiled(block)
     with expected(block):
         exec(code, namespace)
-    unknown = names(code) - namespace.keys() - vars(builtins).keys()
+    unknown = names(code) - namespace.keys() - vars(builtins).keys() - {"__annotations__"}
     assert not unknown, f"{block.place} uses names that nobody has defined: {sorted(unknown)}"
     for name, value in namespace.items():
         if before.get(name) is not value:
@@ -269,7 +269,8 @@ def _aside(block: Block, name: str, namespace: dict[str, Any]) -> None:
 
 
 def _compiled(block: Block) -> types.CodeType:
-    return compile("\n" * (block.line - 1) + block.text, str(block.path), "exec")
+    text = "\n" * (block.line - 1) + block.text
+    return compile(text, str(block.path), "exec", dont_inherit=True)  # as a reader would
 
 
 @contextlib.contextmanager

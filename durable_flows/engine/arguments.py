@@ -14,7 +14,7 @@ from durable_flows import conf
 from durable_flows.declare import check_id
 from durable_flows.errors import InvalidOption, InvalidPayload, UnserialisableResult
 from durable_flows.flows import Flow
-from durable_flows.rules import clock, durations, payload
+from durable_flows.rules import clock, durations, payload, values
 from durable_flows.rules.backoff import Retries
 from durable_flows.rules.options import Awaited, check_awaited_name, longest_wait
 
@@ -106,7 +106,7 @@ class Mapped:
         _check_parent_cancel(what, on_parent_cancel)
         if isinstance(items, str | bytes | Mapping) or not isinstance(items, Iterable):
             raise InvalidOption(f"{what}: the items are a list of dicts, not {items!r}")
-        listed = list(items)
+        listed = [_opened(what, item) for item in items]
         if len(listed) > MOST_ITEMS:
             raise InvalidOption(
                 f"{what}: {len(listed):,} items, the limit is {MOST_ITEMS:,}; map over them in parts"
@@ -123,6 +123,14 @@ class Mapped:
             most=max_in_flight,  # type: ignore[arg-type]
             cascade=on_parent_cancel == "cancel",
         )
+
+
+def _opened(what: str, item: object) -> Any:
+    """What is written as an object as the dict that it becomes."""
+    try:
+        return values.opened(item)
+    except InvalidPayload as error:
+        raise InvalidOption(f"{what}: an item {error.problem}") from error
 
 
 def _check_parent_cancel(what: str, given: object) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from durable_flows.engine import ingest
 from durable_flows.engine.history import Claim, Waiting
 from durable_flows.errors import InvalidEvent
-from durable_flows.rules import clock, events, keys, signals
+from durable_flows.rules import clock, events, keys, signals, values
 from durable_flows.rules.options import longest_wait
 
 KEPT = "1 day"
@@ -56,11 +56,13 @@ def send_signal(
 
 
 def _checked(data: object) -> dict[str, Any]:
-    if not isinstance(data, dict):
+    """The data of a signal as a dict."""
+    found = values.opened(data)
+    if not isinstance(found, dict):
         raise InvalidEvent(
             f"the data of a signal are a JSON object, not {type(data).__name__}", pointer="/data"
         )
-    return data
+    return found
 
 
 def request(claim: Claim, key: str, name: str, patience: timedelta) -> Waiting:

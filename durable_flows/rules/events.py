@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from durable_flows.errors import InvalidEvent, InvalidPayload
-from durable_flows.rules import payload
+from durable_flows.rules import payload, values
 
 RESERVED = "flows/"
 
@@ -113,15 +113,14 @@ def encode(event: Event, *, limits: payload.Limits, pointer: str = "") -> Encode
         InvalidEvent: with a JSON pointer to the value that is wrong.
     """
     try:
-        _check_object(event.data, f"{pointer}/data")
-        if event.user is not None:
-            _check_object(event.user, f"{pointer}/user")
+        data = _opened(event.data, f"{pointer}/data")
+        user = None if event.user is None else _opened(event.user, f"{pointer}/user")
         encoded = Encoded(
             name=_checked_name(event.name, f"{pointer}/name"),
-            data=payload.dumps(event.data, limits=limits, pointer=f"{pointer}/data"),
+            data=payload.dumps(data, limits=limits, pointer=f"{pointer}/data"),
             user=None
-            if event.user is None
-            else payload.dumps(event.user, limits=limits, pointer=f"{pointer}/user"),
+            if user is None
+            else payload.dumps(user, limits=limits, pointer=f"{pointer}/user"),
             key=_checked_text(event.id, f"{pointer}/id", ID_LENGTH),
             ts=_checked_ts(event.ts, f"{pointer}/ts"),
             v=_checked_text(event.v, f"{pointer}/v", V_LENGTH),
@@ -259,11 +258,17 @@ def _refuse_control_characters(text: str, pointer: str) -> None:
             )
 
 
-def _check_object(value: Any, pointer: str) -> None:
-    if not isinstance(value, dict):
+def _opened(value: Any, pointer: str) -> dict[str, Any]:
+    """The dict that this is, or is written as."""
+    try:
+        found = values.opened(value)
+    except InvalidPayload as error:
+        raise InvalidEvent(error.problem, pointer=pointer) from error
+    if not isinstance(found, dict):
         raise InvalidEvent(
             f"this must be a JSON object (a dict), not {type(value).__name__}", pointer=pointer
         )
+    return found
 
 
 def _checked_ts(ts: Any, pointer: str) -> datetime | None:

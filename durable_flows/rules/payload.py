@@ -3,7 +3,8 @@
 Every step passes through `dumps`, so it works in two gears. The quick gear looks at types only,
 a container at a time at C speed, and leaves what the encoder and the finished text tell anyway
 (NaN, NUL, surrogates) to these. Whatever it cannot vouch for goes to the thorough gear, which looks
-at each value, knows where it is, and either says what is wrong or makes a plain copy.
+at each value, knows where it is, and either says what is wrong or makes a plain copy. There `values`
+has its say on what JSON does not have.
 """
 
 from __future__ import annotations
@@ -12,21 +13,18 @@ import json
 import math
 import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, is_dataclass
-from datetime import date, datetime, time, timedelta
-from decimal import Decimal
-from enum import Enum
-from inspect import getattr_static, isawaitable
+from dataclasses import dataclass, field
 from types import NoneType
 from typing import Any, Final, NamedTuple, NoReturn
-from uuid import UUID
 
 from durable_flows.errors import InvalidPayload
+from durable_flows.rules import values
 
 _LEAST: Final = -(2**63)
 _GREATEST: Final = 2**63 - 1
 
 _SIMPLE: Final = frozenset({NoneType, bool, float, str})
+_SCALARS: Final = (str, int, float)
 _CONTAINERS: Final = frozenset({dict, list, tuple})
 
 
@@ -58,10 +56,12 @@ def dumps(value: Any, *, limits: Limits, pointer: str = "") -> str:
     """Compact JSON text, of which `loads` makes the same value again; tuples come back as lists.
 
     The order of keys is kept, and floats are exact. Subclasses of the JSON types are written as
-    the plain type: a str or int Enum as its value, a named tuple as a list.
+    the plain type: a str or int Enum as its value, a named tuple as a list. Other values are written,
+    and come back, as the rules in `values` say: a date as text.
 
     Args:
-        value: None, bool, int, float, str, and lists, tuples and dicts (with str keys) of these.
+        value: None, bool, int, float, str, what `values` has a rule for, and lists, tuples and dicts
+            (with str keys) of these.
         limits: how large it may be.
         pointer: put before the JSON pointer of an error, e.g. ``"/data"``.
 
@@ -205,7 +205,8 @@ class _Place(NamedTuple):
 def _examined(value: Any, limits: Limits, pointer: str) -> Any:
     """A copy made of plain dicts and lists, if nothing is wrong with the value.
 
-    Scalars are passed on as they are: the encoder itself writes a subclass as its plain value.
+    Scalars are passed on as they are: the encoder itself writes a subclass as its plain value. What is
+    none takes its turn again as what it becomes.
     """
     keys = nodes = 0
     copy: list[Any] = [None]
@@ -222,8 +223,11 @@ def _examined(value: Any, limits: Limits, pointer: str) -> Any:
         elif issubclass(kind, (list, tuple)):
             items = list(enumerate(value))
             holder[slot] = [None] * len(items)
-        else:
+        elif value is None or issubclass(kind, _SCALARS):
             holder[slot] = _checked_scalar(value, place)
+            continue
+        else:
+            todo.append((_simpler(value, place), holder, slot, place, depth))
             continue
         if depth > limits.max_depth:
             raise place.refuse(
@@ -262,21 +266,22 @@ def _checked_key(key: Any, limits: Limits, place: _Place) -> Any:
 
 def _checked_scalar(value: Any, place: _Place) -> Any:
     kind = type(value)
-    if value is None or kind is bool:
-        return value
     if issubclass(kind, str):
         if problem := _text_problem(value):
             raise place.refuse(problem)
-        return value
-    if issubclass(kind, int):
+    elif issubclass(kind, int):
         if not _LEAST <= value <= _GREATEST:
             raise place.refuse("is an integer of more than 64 bits; use str(value)")
-        return value
-    if issubclass(kind, float):
-        if not math.isfinite(value):
-            raise place.refuse(f"is {float.__repr__(value)}, which JSON does not have; use None")
-        return value
-    raise place.refuse(f"{kind.__name__} is not a JSON type; {_instead(value)}")
+    elif issubclass(kind, float) and not math.isfinite(value):
+        raise place.refuse(f"is {float.__repr__(value)}, which JSON does not have; use None")
+    return value
+
+
+def _simpler(value: Any, place: _Place) -> Any:
+    try:
+        return values.simpler(value)
+    except InvalidPayload as error:
+        raise place.refuse(error.problem) from error.__cause__
 
 
 def _text_problem(text: str) -> str:
@@ -318,48 +323,3 @@ def _shown(key: Any) -> str:
         return ascii(reprlib.repr(key))[1:-1]
     except ValueError:  # an integer of more digits than Python prints
         return "of many digits"
-
-
-# -- what to give instead --------------------------------------------------------------------
-
-_INSTEAD: Final[tuple[tuple[type | tuple[type, ...], str], ...]] = (
-    ((datetime, date, time), "use value.isoformat()"),
-    (timedelta, "use value.total_seconds()"),
-    ((Decimal, UUID), "use str(value)"),
-    ((bytes, bytearray, memoryview), "use value.decode(), or base64 for binary data"),
-    ((set, frozenset), "use sorted(value)"),
-    (Enum, "use value.value"),
-    (BaseException, "use str(value)"),
-    (type, "use its name"),
-)
-
-_ABSENT: Final = object()
-
-_INSTEAD_BY_ATTRIBUTE: Final = (
-    ("pk", "use value.pk and load the row again where it is needed"),
-    ("values_list", 'use list(value.values_list("pk", flat=True))'),
-    ("model_dump", 'use value.model_dump(mode="json")'),
-    ("_asdict", "use value._asdict()"),
-    ("tolist", "use value.tolist()"),
-    ("__next__", "use list(value)"),
-    ("keys", "use dict(value)"),
-    ("__iter__", "use list(value)"),
-    ("__call__", "call it and use what it returns"),
-)
-
-
-def _instead(value: Any) -> str:
-    """What to give in place of a value that is not JSON, for the end of an error's text."""
-    kind = type(value)
-    for types, advice in _INSTEAD:
-        if issubclass(kind, types):
-            return advice
-    if is_dataclass(kind):
-        return "use dataclasses.asdict(value)"
-    if isawaitable(value):
-        return "await it and use the result"
-    # Looked up without being evaluated: an attribute may be a query, and the row may be gone.
-    for attribute, advice in _INSTEAD_BY_ATTRIBUTE:
-        if getattr_static(value, attribute, _ABSENT) is not _ABSENT:
-            return advice
-    return "use None, bool, int, float, str, and lists and dicts of these"
