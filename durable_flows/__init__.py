@@ -23,6 +23,7 @@ __all__ = [
     "Timeouts",
     # in a handler
     "Event",
+    "EventType",
     "Run",
     "Step",
     "AsyncStep",
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
         StepError,
     )
     from durable_flows.rules.backoff import Delays, Exponential, Fixed, Retries
+    from durable_flows.rules.event_types import EventType
     from durable_flows.rules.events import Event
     from durable_flows.rules.options import Awaited, CancelOn, On, Timeouts
     from durable_flows.rules.signals import Signal
@@ -83,6 +85,7 @@ _HOMES = {
     "durable_flows.declare": ("flow",),
     "durable_flows.rules.options": ("On", "CancelOn", "Timeouts", "Awaited"),
     "durable_flows.rules.backoff": ("Retries", "Exponential", "Fixed", "Delays"),
+    "durable_flows.rules.event_types": ("EventType",),
     "durable_flows.rules.events": ("Event",),
     "durable_flows.rules.signals": ("Signal",),
     "durable_flows.engine.run": ("Run",),

@@ -104,6 +104,10 @@ class DuplicateFlow(DurableFlowsError):
     """Two flows share one id and one version."""
 
 
+class DuplicateEventType(DurableFlowsError):
+    """The events of one name have two types."""
+
+
 class UnknownApproval(DurableFlowsError, LookupError):
     """There is no approval of this id."""
 
@@ -319,6 +323,27 @@ class SuspendSwallowed(NonRetriableError):
 
 class UnserialisableResult(NonRetriableError):
     """What a step or a handler returned cannot be stored as JSON, or is too large."""
+
+
+class UnreadableEvent(NonRetriableError):
+    """The data of a stored event do not fit the event's type.
+
+    Attributes:
+        event: the event's name.
+        public_id: the id under which it is stored.
+        pointer: JSON pointer to what does not fit, e.g. ``/data/items/3``.
+        problem: why.
+    """
+
+    def __init__(self, event: str, public_id: str, problem: str, /, *, pointer: str) -> None:
+        self.event = event
+        self.public_id = public_id
+        self.pointer = pointer
+        self.problem = problem
+        super().__init__(
+            f"event {event!r} ({public_id}), {pointer}: {problem}; mend the type or its upcast and retry "
+            "the run, or do it again with other data"
+        )
 
 
 class BranchGone(NonRetriableError):

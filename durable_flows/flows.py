@@ -14,7 +14,10 @@ from durable_flows.errors import DurableFlowsError, InvalidHandler, InvalidOptio
 from durable_flows.handlers import Handler, parameters_of
 from durable_flows.rules import endings
 from durable_flows.rules.backoff import Retries
+from durable_flows.rules.event_types import EventType
+from durable_flows.rules.events import INVOKE, START
 from durable_flows.rules.options import CancelOn, On, Timeouts
+from durable_flows.rules.values import Object
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +60,7 @@ class Flow:
 
     def start(
         self,
-        data: dict[str, Any] | None = None,
+        data: Object | None = None,
         *,
         user: dict[str, Any] | None = None,
         key: str | None = None,
@@ -67,7 +70,8 @@ class Flow:
         It is a run of the newest version of the flow, whichever this one is.
 
         Args:
-            data: what the handler finds in ``event.data``.
+            data: what the handler finds in ``event.data``. If the flow has one trigger, and that is an
+                `EventType`, they must fit it, and the handler gets its model.
             user: what it finds in ``event.user``.
             key: text of 1 to 255 characters: of all starts of this flow with the same key only the
                 first starts a run. It is kept as the ids of events are.
@@ -115,6 +119,17 @@ class Flow:
     def arguments(self, available: Mapping[str, Any]) -> dict[str, Any]:
         """The handler's arguments, picked from what a run can offer."""
         return {name: available[name] for name in self.parameters}
+
+    def type_of(self, event_name: str) -> EventType[Any] | None:
+        """As what the handler gets the data of such an event; None: as a dict.
+
+        What asks for a run has no name of its own: it stands in for the event of a flow with one trigger.
+        """
+        is_start = event_name in (START, INVOKE) and len(self.on) == 1
+        for trigger in self.on:
+            if trigger.type is not None and (is_start or trigger.event == event_name):
+                return trigger.type
+        return None
 
     @property
     def triggers(self) -> tuple[str, ...]:

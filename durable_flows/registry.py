@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from durable_flows.errors import DuplicateFlow
 from durable_flows.flows import Flow, provide
 from durable_flows.handlers import fingerprint, is_same
+from durable_flows.rules.event_types import catalogue
 from durable_flows.rules.options import On
 
 NAMES_KEPT = 10_000  # event names of which the listening flows are remembered
@@ -147,7 +148,8 @@ class Registry:
         """Forget, at the end of the block, what was registered inside it; for tests."""
         flows = dict(self._flows)
         try:
-            yield
+            with catalogue.isolated():
+                yield
         finally:
             self._flows = flows
             self._index()

@@ -14,11 +14,11 @@ Inside a test's transaction everything works but what needs two of them at once.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from django.db.models import QuerySet
 
@@ -28,6 +28,7 @@ from durable_flows.engine import tick as housekeeping
 from durable_flows.errors import UnknownRun
 from durable_flows.models import BulkAction, Due, Event, Run
 from durable_flows.rules import clock, durations, events, payload
+from durable_flows.rules.event_types import EventType, type_of
 from durable_flows.rules.states import HELD
 
 __all__ = [
@@ -43,6 +44,8 @@ __all__ = [
     "send",
     "sent",
 ]
+
+D = TypeVar("D")
 
 MOST_ROUNDS = 10_000
 
@@ -125,13 +128,16 @@ class RunView:
         raise KeyError(f"run {self.id} has recorded {self.step_keys}, not {key!r}")
 
 
+@overload
+def send(name: EventType[D], data: D | Mapping[str, Any] | None = None, **fields: Any) -> str: ...
+@overload
 def send(
-    name: str | events.Event,
-    data: dict[str, Any] | None = None,
-    **fields: Any,
-) -> str:
+    name: str | events.Event[Any], data: dict[str, Any] | None = None, **fields: Any
+) -> str: ...
+def send(name: Any, data: Any = None, **fields: Any) -> str:
     """Send one event, as `durable_flows.send`, and return its public id alone."""
-    return ingest.send(name, data, **fields)[0]
+    public_id: str = ingest.send(name, data, **fields)[0]
+    return public_id
 
 
 def drain() -> int:
@@ -196,13 +202,18 @@ def reset() -> None:
     clock.reset()
 
 
-def sent(name: str) -> list[events.Event]:
-    """The events of this name that anybody has sent, in order of arrival."""
+@overload
+def sent(name: EventType[D]) -> list[events.Event[D]]: ...  # type: ignore[overload-overlap]
+@overload
+def sent(name: str) -> list[events.Event]: ...
+def sent(name: str) -> Sequence[events.Event[Any]]:
+    """The events of this name that anybody has sent, in order of arrival; of a type as its model."""
     rows = Event.objects.using(conf.settings().DATABASE).filter(name=name).order_by("arrival")
     rows = rows.exclude(
         routed=ingest.NEVER, withdrawn=False
     )  # edited, for a run that is done again
-    return [stored.event(row) for row in rows.values_list(*stored.COLUMNS)]
+    found = [stored.event(row) for row in rows.values_list(*stored.COLUMNS)]
+    return [event.decoded(type_of(name)) for event in found]
 
 
 def run_of(event_id: str, flow: str | None = None) -> RunView:

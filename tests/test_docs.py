@@ -35,6 +35,7 @@ from durable_flows.rules import (
     durations,
     events,
     expressions,
+    names,
     options,
     outcomes,
 )
@@ -302,9 +303,9 @@ def test_errors_md_names_every_error_with_what_else_it_is() -> None:
 
 def test_limits_md_says_what_the_code_says() -> None:
     fixed = {
-        "characters of an event's name": events.NAME_LENGTH,
-        "characters of an event's `id`": events.ID_LENGTH,
-        "characters of an event's `v`": events.V_LENGTH,
+        "characters of an event's name": names.NAME_LENGTH,
+        "characters of an event's `id`": names.ID_LENGTH,
+        "characters of an event's `v`": names.V_LENGTH,
         "characters of a flow's id": importlib.import_module("durable_flows.declare").ID_LENGTH,
         "characters of a step's id": arguments.ID_LENGTH,
         "triggers of a flow": options.MOST_TRIGGERS,

@@ -17,6 +17,7 @@ from durable_flows.flows import Flow
 from durable_flows.rules import clock, durations, payload, values
 from durable_flows.rules.backoff import Retries
 from durable_flows.rules.options import Awaited, check_awaited_name, longest_wait
+from durable_flows.rules.values import Object
 
 ID_LENGTH = 200
 MOST_ITEMS = 10_000  # of one step.map
@@ -41,7 +42,7 @@ class Invocation:
     """
 
     flow_id: str
-    data: dict[str, Any]
+    data: Object
     user: dict[str, Any] | None
     v: str | None
     key: str | None
@@ -53,7 +54,7 @@ class Invocation:
         cls,
         id: str,
         flow: object,
-        data: dict[str, Any] | None,
+        data: Object | None,
         *,
         user: dict[str, Any] | None,
         v: str | None,

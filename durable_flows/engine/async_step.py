@@ -18,10 +18,13 @@ from durable_flows.engine.tools.sends import MAPPED_AT_ONCE
 from durable_flows.engine.wanted import Since
 from durable_flows.flows import Flow
 from durable_flows.rules.backoff import Retries
+from durable_flows.rules.event_types import EventType
 from durable_flows.rules.events import Event
 from durable_flows.rules.options import Awaited as AwaitedEvent
 from durable_flows.rules.signals import Signal
+from durable_flows.rules.values import Object
 
+D = TypeVar("D")
 T = TypeVar("T")
 Awaited = Coroutine[Any, Any, T]
 
@@ -75,6 +78,18 @@ class AsyncStep(Protocol):
 
     def sleep_until(self, id: str, moment: datetime | date | str) -> Awaited[None]: ...
 
+    @overload
+    def wait_for_event(  # type: ignore[overload-overlap]
+        self,
+        id: str,
+        *,
+        event: EventType[D],
+        timeout: str | float | timedelta,
+        match: str | None = None,
+        if_: str | None = None,
+        since: Since = None,
+    ) -> Awaited[Event[D] | None]: ...
+    @overload
     def wait_for_event(
         self,
         id: str,
@@ -86,6 +101,17 @@ class AsyncStep(Protocol):
         since: Since = None,
     ) -> Awaited[Event | None]: ...
 
+    @overload
+    def wait_for_events(
+        self,
+        id: str,
+        events: Sequence[EventType[D]],
+        *,
+        timeout: str | float | timedelta,
+        mode: Literal["all", "any"] | int = "all",
+        since: Since = None,
+    ) -> Awaited[list[Event[D] | None]]: ...
+    @overload
     def wait_for_events(
         self,
         id: str,
@@ -94,8 +120,21 @@ class AsyncStep(Protocol):
         timeout: str | float | timedelta,
         mode: Literal["all", "any"] | int = "all",
         since: Since = None,
-    ) -> Awaited[list[Event | None]]: ...
+    ) -> Awaited[list[Event[Any] | None]]: ...
 
+    @overload
+    def collect(  # type: ignore[overload-overlap]
+        self,
+        id: str,
+        *,
+        event: EventType[D],
+        count: int,
+        timeout: str | float | timedelta,
+        match: str | None = None,
+        if_: str | None = None,
+        since: Since = None,
+    ) -> Awaited[list[Event[D]]]: ...
+    @overload
     def collect(
         self,
         id: str,
@@ -123,13 +162,15 @@ class AsyncStep(Protocol):
         self, id: str, name: str, *, timeout: str | float | timedelta
     ) -> Awaited[Signal | None]: ...
 
-    def send_event(self, id: str, events: Event | Sequence[Event]) -> Awaited[list[str]]: ...
+    def send_event(
+        self, id: str, events: Event[Any] | Sequence[Event[Any]]
+    ) -> Awaited[list[str]]: ...
 
     def invoke(
         self,
         id: str,
         flow: Flow | str,
-        data: dict[str, Any] | None = None,
+        data: Object | None = None,
         *,
         user: dict[str, Any] | None = None,
         v: str | None = None,
@@ -142,7 +183,7 @@ class AsyncStep(Protocol):
         self,
         id: str,
         flow: Flow | str,
-        items: Iterable[Mapping[str, Any]],
+        items: Iterable[Mapping[str, Any] | Object],
         *,
         max_in_flight: int = MAPPED_AT_ONCE,
         on_parent_cancel: Literal["cancel", "abandon"] = "cancel",

@@ -21,8 +21,11 @@ from durable_flows.errors import (
     UnknownEvent,
     UnknownRun,
 )
+from durable_flows.registry import registry
 from durable_flows.rules import clock, events, keys, payload
+from durable_flows.rules.event_types import EventType, catalogue
 from durable_flows.rules.states import TERMINAL, RunState
+from durable_flows.rules.values import Object
 
 
 def cancel(run_id: str | uuid.UUID, *, reason: str = "") -> str:
@@ -140,7 +143,7 @@ def rerun(
     run_id: str | uuid.UUID,
     *,
     from_step: str | None = None,
-    data: dict[str, Any] | None = None,
+    data: Object | None = None,
     input: Sequence[Any] | Mapping[str, Any] | None = None,
     output: Any = ...,
     reason: str = "",
@@ -154,7 +157,8 @@ def rerun(
         run_id: the run that is to be done again.
         from_step: the key of a step. What was recorded before it is taken over, and executed again is
             that step and what follows. By default everything is executed again.
-        data: what the new run's handler finds in ``event.data``, in place of what the event has.
+        data: what the new run's handler finds in ``event.data``, in place of what the event has. If the
+            event has an `EventType`, they must fit that, in the version that it has now.
         input: with ``from_step``, the key of a `Step.run`: what its function is called with. A list takes
             the place of the arguments by position, a dict that of those of its names, however the code
             passes them; the others are as the code says.
@@ -222,16 +226,24 @@ def _room() -> payload.Limits:
     return replace(limits.event_limits, max_bytes=most)
 
 
-def _edited(row: models.Run, data: dict[str, Any]) -> uuid.UUID:
+def _edited(row: models.Run, data: Object) -> uuid.UUID:
     """Store the run's event with other data, for a new run alone. Returns its id."""
     using = conf.settings().DATABASE
     event = models.Event.objects.using(using).defer("data").filter(pk=row.event_id).first()
     if event is None:
         raise UnknownRun(f"the event of run {row.pk} is no longer kept")
+    type_ = _type(event.name, row.flow)
     limits = conf.settings().event_limits
-    encoded = events.encode_command(event.name, str(row.pk), data, limits=limits)
-    whole = replace(encoded, user=event.user, key=event.key, ts=event.ts, v=event.v)
+    encoded = events.encode_command(event.name, str(row.pk), data, limits=limits, type_=type_)
+    v = event.v if type_ is None else type_.v or ""
+    whole = replace(encoded, user=event.user, key=event.key, ts=event.ts, v=v)
     return ingest.store_for_one_run(whole, depth=event.depth, sent_by=event.sender)
+
+
+def _type(name: str, flow_id: str) -> EventType[Any] | None:
+    """What the data of such an event have to fit, whatever the flow makes of them."""
+    known, flow = catalogue.find(name), registry.find(flow_id)
+    return flow.type_of(name) if known is None and flow is not None else known
 
 
 # -- what they have in common ------------------------------------------------------------------

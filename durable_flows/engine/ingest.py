@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from asgiref.sync import sync_to_async
 from django.db import connections
@@ -23,9 +23,14 @@ from durable_flows import conf, models, signals
 from durable_flows.engine import clocksync, observed, ring, shards, sql
 from durable_flows.errors import InvalidEvent, WrongDatabase
 from durable_flows.flows import Flow, provide
-from durable_flows.rules import clock, events, keys, payload
+from durable_flows.registry import registry
+from durable_flows.rules import clock, events, keys, names, payload
+from durable_flows.rules.event_types import EventType
 from durable_flows.rules.events import Encoded, Event
 from durable_flows.rules.payload import Limits
+from durable_flows.rules.values import Object
+
+D = TypeVar("D")
 
 RunOf = Callable[[uuid.UUID], uuid.UUID]
 
@@ -53,9 +58,31 @@ def sending_as(sender: Sender) -> Iterator[None]:
         _here.reset(token)
 
 
+@overload
 def send(
-    name: str | Event | Sequence[Event],
+    name: EventType[D],
+    data: D | Mapping[str, Any] | None = None,
+    *,
+    user: dict[str, Any] | None = None,
+    id: str | None = None,
+    ts: datetime | int | None = None,
+    v: str | None = None,
+) -> list[str]: ...
+@overload
+def send(
+    name: str,
     data: dict[str, Any] | None = None,
+    *,
+    user: dict[str, Any] | None = None,
+    id: str | None = None,
+    ts: datetime | int | None = None,
+    v: str | None = None,
+) -> list[str]: ...
+@overload
+def send(name: Event[Any] | Sequence[Event[Any]]) -> list[str]: ...
+def send(
+    name: str | Event[Any] | Sequence[Event[Any]],
+    data: Any = None,
     *,
     user: dict[str, Any] | None = None,
     id: str | None = None,
@@ -65,12 +92,12 @@ def send(
     """Send one event or a list of them, all or none; joins the caller's transaction.
 
     Args:
-        name: the event's name, an `Event`, or a list of `Event`.
-        data: a JSON object.
+        name: the event's name or `EventType`, an `Event`, or a list of `Event`.
+        data: a JSON object; of an event with a type also an instance of its model.
         user: a JSON object about the person concerned.
         id: the sender's own id: a second event of this name and id is dropped.
         ts: when it happened; in the future it delays the event until then.
-        v: version of the shape of ``data``.
+        v: version of the shape of ``data``; default that of the `EventType`.
 
     Returns:
         The public ids, in order. For a duplicate, that of the event that came first.
@@ -95,7 +122,7 @@ async def asend(*args: Any, **kwargs: Any) -> list[str]:
     return await sync_to_async(send)(*args, **kwargs)
 
 
-def store(batch: Sequence[Event], *, sender: Sender | None = None) -> list[uuid.UUID]:
+def store(batch: Sequence[Event[Any]], *, sender: Sender | None = None) -> list[uuid.UUID]:
     """Validate all events, then insert all that are no duplicates. Returns the public ids."""
     limits = conf.settings()
     if len(batch) > limits.MAX_EVENTS:
@@ -114,7 +141,7 @@ def store(batch: Sequence[Event], *, sender: Sender | None = None) -> list[uuid.
 
 def start(
     flow: Flow,
-    data: dict[str, Any] | None = None,
+    data: Object | None = None,
     *,
     user: dict[str, Any] | None = None,
     key: str | None = None,
@@ -122,7 +149,10 @@ def start(
     """The verb behind `Flow.start`."""
     run_of = partial(keys.flow_run_id, flow.id)
     data = {} if data is None else data
-    return str(run_of(command(events.START, flow.id, data, run_of, user=user, key=key)))
+    type_ = _type(events.START, flow.id)
+    return str(
+        run_of(command(events.START, flow.id, data, run_of, user=user, key=key, type_=type_))
+    )
 
 
 provide(start=start)
@@ -130,7 +160,7 @@ provide(start=start)
 
 def invoke(
     flow_id: str,
-    data: dict[str, Any],
+    data: Object,
     *,
     user: dict[str, Any] | None,
     v: str | None,
@@ -141,8 +171,20 @@ def invoke(
 
     Of a flow that was started or invoked with the same key before it is that command's id.
     """
+    fields: dict[str, Any] = {
+        "user": user,
+        "key": key,
+        "v": v,
+        "type_": _type(events.INVOKE, flow_id),
+    }
     run_of = partial(keys.flow_run_id, flow_id)
-    return command(events.INVOKE, flow_id, data, run_of, user=user, key=key, v=v, sender=sender)
+    return command(events.INVOKE, flow_id, data, run_of, sender=sender, **fields)
+
+
+def _type(name: str, flow_id: str) -> EventType[Any] | None:
+    """As what a flow that is started, or invoked, gets its data."""
+    flow = registry.find(flow_id)
+    return None if flow is None else flow.type_of(name)
 
 
 def invoke_all(
@@ -160,9 +202,11 @@ def invoke_all(
         later: whether a command is not delivered before somebody brings it forward.
         sender: the run that asks, which is told of their ends.
     """
-    limits = conf.settings().event_limits
+    limits, type_ = conf.settings().event_limits, _type(events.INVOKE, flow_id)
     encoded = [
-        events.encode_command(events.INVOKE, flow_id, dict(data), limits=limits, pointer=f"/{n}")
+        events.encode_command(
+            events.INVOKE, flow_id, dict(data), limits=limits, pointer=f"/{n}", type_=type_
+        )
         for n, data in enumerate(items)
     ]
     delayed = [
@@ -201,7 +245,7 @@ def tell_of_ends(told: Sequence[tuple[uuid.UUID, Encoded, Sender]]) -> None:
 def command(
     name: str,
     target: str,
-    data: dict[str, Any],
+    data: Object,
     run_of: RunOf | None = None,
     *,
     sender: Sender | None = None,
@@ -362,7 +406,7 @@ def _insert_rows(
 def _tell_of(columns: Mapping[str, Sequence[Any]]) -> None:
     """Tell observers of what was inserted, but for what is the engine's own."""
     facts = zip(*(columns[name] for name in ("id", "name", "sender", "deliver_at")), strict=True)
-    told = [row for row in facts if not row[1].startswith(events.RESERVED)]
+    told = [row for row in facts if not row[1].startswith(names.RESERVED)]
     if told:
         observed.events(told, columns["received_at"][0])
 

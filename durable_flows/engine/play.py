@@ -32,11 +32,12 @@ def driver_of(flow: Flow, claimed: Claim, journal: Journal) -> Threads | Tasks:
 
 
 def arguments(flow: Flow, claimed: Claim, step: Step) -> dict[str, Any]:
-    """What the handler is called with."""
+    """What the handler is called with. Raises `UnreadableEvent`."""
+    event = claimed.event.decoded(flow.type_of(claimed.event.name))
     return flow.arguments(
         {
-            "event": claimed.event,
-            "events": [claimed.event],
+            "event": event,
+            "events": [event],
             "step": step,
             "run": Run.of(claimed, flow, is_replayed=lambda: step.is_replaying),
         }

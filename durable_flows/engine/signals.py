@@ -15,13 +15,14 @@ from durable_flows.engine.history import Claim, Waiting
 from durable_flows.errors import InvalidEvent
 from durable_flows.rules import clock, events, keys, signals, values
 from durable_flows.rules.options import longest_wait
+from durable_flows.rules.values import Object
 
 KEPT = "1 day"
 
 
 def send_signal(
     name: str,
-    data: dict[str, Any] | None = None,
+    data: Object | None = None,
     *,
     expires: str | float | timedelta = KEPT,
     id: str | None = None,

@@ -13,6 +13,8 @@ from durable_flows.engine.journal import Journal
 from durable_flows.errors import InvalidOption, MissingMatch
 from durable_flows.rules import clock, keys
 from durable_flows.rules.equalities import Condition
+from durable_flows.rules.event_types import EventType, type_of
+from durable_flows.rules.events import Event
 from durable_flows.rules.lookback import LookBack
 from durable_flows.rules.options import awaited, check_awaited_name, longest_wait
 
@@ -29,6 +31,7 @@ class Wanted:
         patience: how long it is waited for.
         received_since: earlier receptions do not count.
         match: the path as it was given.
+        type: as what its data are read; None: they stay a dict.
     """
 
     what: str
@@ -38,6 +41,7 @@ class Wanted:
     since: Since
     received_since: datetime | None
     match: str | None
+    type: EventType[Any] | None
 
     @classmethod
     def of(
@@ -62,7 +66,12 @@ class Wanted:
             since=since,
             received_since=_received_since(since, what),
             match=match,
+            type=type_of(event),
         )
+
+    def answer(self, recorded: Mapping[str, Any]) -> Event[Any]:
+        """The event, as it is recorded, for the handler. Raises `UnreadableEvent`."""
+        return Event.from_dict(recorded).decoded(self.type)
 
 
 def request(

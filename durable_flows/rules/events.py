@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from durable_flows.errors import InvalidEvent, InvalidPayload
-from durable_flows.rules import payload, values
+from durable_flows.rules import names, payload, values
+from durable_flows.rules.event_types import EventType, catalogue
 
-RESERVED = "flows/"
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar as TypeVarWithDefault
+
+    D_co = TypeVarWithDefault("D_co", covariant=True, default=dict[str, Any])
+else:
+    D_co = TypeVar("D_co", covariant=True)
+T = TypeVar("T")
 
 #: Commands are events that ask the engine for something; their target is what they are about: mostly the
 #: id of a flow or a run.
@@ -28,20 +34,19 @@ WITHDRAW = "flows/event.withdraw"
 BEGIN_BULK = "flows/bulk.begin"
 STOP_BULK = "flows/bulk.cancel"
 
-NAME_LENGTH = 256
-ID_LENGTH = 255
-V_LENGTH = 64
 EARLIEST = datetime(1980, 1, 1, tzinfo=UTC)
 LATEST = datetime(2100, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class Event(Generic[D_co]):
     """Something that happened.
 
     Attributes:
-        name: 1–256 characters; by convention ``domain/noun.verb``. ``flows/`` is reserved.
-        data: a JSON object.
+        name: 1–256 characters; by convention ``domain/noun.verb``. ``flows/`` is reserved. It may be
+            given as an `EventType`, whose version is the event's then, unless it has one.
+        data: a JSON object; for an event with a type also an instance of its model. In a handler it is
+            that if the flow listens to the type, and a dict if it listens to the name.
         user: a JSON object about the person concerned, or None.
         id: the sender's own id, unique for the name; a second event of the same id is dropped.
             In a handler: the sender's id, or else the public one.
@@ -52,12 +57,45 @@ class Event:
     """
 
     name: str
-    data: dict[str, Any] = field(default_factory=dict)
+    data: D_co = field(default_factory=dict)  # type: ignore[assignment]
     user: Any = None  # a dict or None; Any, so that handlers may read event.user["email"]
     id: str | None = None
     ts: datetime | int | None = None
     v: str | None = None
     public_id: str = ""
+
+    if TYPE_CHECKING:  # what it is made of tells what its data are
+
+        @overload
+        def __init__(
+            self: Event[T],
+            name: EventType[T],
+            data: T,
+            user: Any = ...,
+            id: str | None = ...,
+            ts: datetime | int | None = ...,
+            v: str | None = ...,
+            public_id: str = ...,
+        ) -> None: ...
+        @overload
+        def __init__(
+            self: Event[dict[str, Any]],
+            name: str,
+            data: dict[str, Any] = ...,
+            user: Any = ...,
+            id: str | None = ...,
+            ts: datetime | int | None = ...,
+            v: str | None = ...,
+            public_id: str = ...,
+        ) -> None: ...
+        def __init__(self, name: str, data: Any = ..., *args: Any, **kwargs: Any) -> None:
+            """As the attributes say."""
+
+    def __post_init__(self) -> None:
+        if type(self.name) is EventType:
+            set_ = object.__setattr__
+            set_(self, "v", self.name.v if self.v is None else self.v)
+            set_(self, "name", self.name.name)
 
     def as_dict(self) -> dict[str, Any]:
         """The event as the engine records it and as match paths read it: JSON-ready."""
@@ -72,12 +110,29 @@ class Event:
         }
 
     @classmethod
-    def from_dict(cls, document: Mapping[str, Any]) -> Event:
+    def from_dict(cls, document: Mapping[str, Any]) -> Event[Any]:
         """The inverse of `as_dict`."""
         fields = dict(document)
         if fields.get("ts") is not None:
             fields["ts"] = EPOCH + timedelta(milliseconds=fields["ts"])
         return cls(**fields)
+
+    def decoded(self, type_: EventType[T] | None) -> Event[T] | Event[D_co]:
+        """The event with its data as the model of this type, if it is one.
+
+        Raises:
+            UnreadableEvent: they do not fit.
+        """
+        if type_ is None:
+            return self
+        is_start = self.name in (
+            START,
+            INVOKE,
+        )  # whoever asks for a run means the type as it is now
+        v = type_.v if is_start and self.v is None else self.v
+        raw: Any = self.data
+        data: Any = type_.decoded(raw, v, self.public_id)
+        return replace(self, data=data)
 
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -101,29 +156,39 @@ class Encoded:
         return len(self.data.encode()) + len((self.user or "").encode())
 
 
-def encode(event: Event, *, limits: payload.Limits, pointer: str = "") -> Encoded:
+def encode(
+    event: Event[Any],
+    *,
+    limits: payload.Limits,
+    pointer: str = "",
+    type_: EventType[Any] | None = None,
+) -> Encoded:
     """Check every field of ``event`` and encode it.
 
     Args:
         event: what the sender said.
         limits: sizes that the payload may have.
         pointer: where the event stands in a list of events, e.g. ``/3``.
+        type_: that its data are of, in the version that it has now unless the event has one; default the
+            one that is known for its name.
 
     Raises:
         InvalidEvent: with a JSON pointer to the value that is wrong.
     """
     try:
-        data = _opened(event.data, f"{pointer}/data")
+        name = names.check_sent(event.name, f"{pointer}/name")
+        known = type_ or catalogue.find(name)
+        data = _opened(event.data, f"{pointer}/data", known)
         user = None if event.user is None else _opened(event.user, f"{pointer}/user")
         encoded = Encoded(
-            name=_checked_name(event.name, f"{pointer}/name"),
+            name=name,
             data=payload.dumps(data, limits=limits, pointer=f"{pointer}/data"),
             user=None
             if user is None
             else payload.dumps(user, limits=limits, pointer=f"{pointer}/user"),
-            key=_checked_text(event.id, f"{pointer}/id", ID_LENGTH),
+            key=names.check_text(event.id, f"{pointer}/id", names.ID_LENGTH),
             ts=_checked_ts(event.ts, f"{pointer}/ts"),
-            v=_checked_text(event.v, f"{pointer}/v", V_LENGTH),
+            v=names.check_text(event.v, f"{pointer}/v", names.V_LENGTH),
         )
     except InvalidEvent:
         raise
@@ -135,10 +200,13 @@ def encode(event: Event, *, limits: payload.Limits, pointer: str = "") -> Encode
             "store the large part elsewhere and send a reference to it",
             pointer=pointer,
         )
+    if known is not None:
+        v = encoded.v or (type_ and type_.v)
+        known.check(encoded.data, v, pointer=f"{pointer}/data")
     return encoded
 
 
-def as_list(events: Any, what: str) -> list[Event]:
+def as_list(events: Any, what: str) -> list[Event[Any]]:
     """One event or a list of them as a list.
 
     Raises:
@@ -156,7 +224,7 @@ def as_list(events: Any, what: str) -> list[Event]:
     return list(events)
 
 
-def encode_all(events: Sequence[Event], *, limits: payload.Limits) -> list[Encoded]:
+def encode_all(events: Sequence[Event[Any]], *, limits: payload.Limits) -> list[Encoded]:
     """Check and encode a list; pointers start with the event's index unless it is alone."""
     alone = len(events) == 1
     return [
@@ -168,13 +236,14 @@ def encode_all(events: Sequence[Event], *, limits: payload.Limits) -> list[Encod
 def encode_command(
     name: str,
     target: str,
-    data: dict[str, Any],
+    data: values.Object,
     *,
     user: dict[str, Any] | None = None,
     key: str | None = None,
     v: str | None = None,
     limits: payload.Limits,
     pointer: str = "",
+    type_: EventType[Any] | None = None,
 ) -> Encoded:
     """Check and encode what a command carries; its name is the engine's own.
 
@@ -187,13 +256,18 @@ def encode_command(
         v: version of the shape of ``data``.
         limits: sizes that the payload may have.
         pointer: where it stands in a list of commands, e.g. ``/3``.
+        type_: that its data are of.
 
     Raises:
         InvalidEvent: with a JSON pointer to the value that is wrong; ``/key`` for the key.
     """
+    carried: Any = data
     try:
         encoded = encode(
-            Event("command", data, user=user, id=key, v=v), limits=limits, pointer=pointer
+            Event("command", carried, user=user, id=key, v=v),
+            limits=limits,
+            pointer=pointer,
+            type_=type_,
         )
     except InvalidEvent as error:
         if error.pointer != "/id":
@@ -202,66 +276,10 @@ def encode_command(
     return replace(encoded, name=name, target=target)
 
 
-def check_name(name: Any) -> str:
-    """The name of an event that somebody listens to or waits for.
-
-    Raises:
-        InvalidEvent: it is no event name.
-    """
-    return _checked_plain_name(name, "/name")
-
-
-def _checked_name(name: Any, pointer: str) -> str:
-    _checked_plain_name(name, pointer)
-    if name.lower().startswith(RESERVED):
-        raise InvalidEvent(
-            f"{name!r} starts with {RESERVED!r}, which is reserved for the engine's own events; "
-            "choose another prefix",
-            pointer=pointer,
-        )
-    return str(name)
-
-
-def _checked_plain_name(name: Any, pointer: str) -> str:
-    if not isinstance(name, str):
-        raise InvalidEvent(f"an event's name is text, not {type(name).__name__}", pointer=pointer)
-    if not 1 <= len(name) <= NAME_LENGTH:
-        raise InvalidEvent(
-            f"an event's name has 1 to {NAME_LENGTH} characters, this one has {len(name)}",
-            pointer=pointer,
-        )
-    if name != name.strip():
-        raise InvalidEvent(f"{name!r} has blanks at its ends; strip them", pointer=pointer)
-    _refuse_control_characters(name, pointer)
-    return name
-
-
-def _checked_text(value: Any, pointer: str, longest: int) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise InvalidEvent(f"this is text or None, not {type(value).__name__}", pointer=pointer)
-    if not 1 <= len(value) <= longest:
-        raise InvalidEvent(
-            f"this has 1 to {longest} characters, not {len(value)}; leave it out for none",
-            pointer=pointer,
-        )
-    _refuse_control_characters(value, pointer)
-    return value
-
-
-def _refuse_control_characters(text: str, pointer: str) -> None:
-    for character in text:
-        if unicodedata.category(character) in ("Cc", "Cs"):
-            raise InvalidEvent(
-                f"{text!r} has the control character {character!r}; remove it", pointer=pointer
-            )
-
-
-def _opened(value: Any, pointer: str) -> dict[str, Any]:
+def _opened(value: Any, pointer: str, known: EventType[Any] | None = None) -> dict[str, Any]:
     """The dict that this is, or is written as."""
     try:
-        found = values.opened(value)
+        found = values.opened(value if known is None else known.written(value))
     except InvalidPayload as error:
         raise InvalidEvent(error.problem, pointer=pointer) from error
     if not isinstance(found, dict):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 from durable_flows.errors import InvalidEvent, InvalidOption
-from durable_flows.rules import durations, endings, events, expressions, keys
+from durable_flows.rules import durations, endings, expressions, keys, names
 from durable_flows.rules.equalities import Condition
+from durable_flows.rules.event_types import EventType, type_of
 
 MOST_TRIGGERS = 10
 MOST_CANCELS = 5
@@ -43,6 +45,11 @@ class On:
     def prefix(self) -> str | None:
         """What the names begin with that it listens to; None: it listens to one name."""
         return self.event[:-1] if self.event.endswith(WILDCARD) else None
+
+    @property
+    def type(self) -> EventType[Any] | None:
+        """The type that it listens to; None: it listens to a name."""
+        return type_of(self.event)
 
     def listens_to(self, event_name: str) -> bool:
         """Whether its name or prefix is that of the event."""
@@ -168,14 +175,14 @@ def check_awaited_name(name: object, where: str) -> str:
 
 def _refuse_unheard(name: str, where: str) -> None:
     """Of the engine's own events those about ends alone are for others; its commands are for nobody."""
-    if not name.lower().startswith(events.RESERVED):
+    if not name.lower().startswith(names.RESERVED):
         return
     stem = name.removesuffix(WILDCARD)
     heard = (told.startswith(stem) if stem != name else told == name for told in endings.NAMES)
     if not any(heard):
         raise InvalidOption(
             f"{where}: {name!r} is no event that can be heard: of those that begin with "
-            f"{events.RESERVED!r} there are {', '.join(endings.NAMES)}"
+            f"{names.RESERVED!r} there are {', '.join(endings.NAMES)}"
         )
 
 
@@ -217,7 +224,7 @@ def check_event_name(name: object, where: str) -> str:
         InvalidOption: it is not; the message says where it stood.
     """
     try:
-        return events.check_name(name)
+        return names.check(name)
     except InvalidEvent as error:
         raise InvalidOption(f"{where}: {error.problem}") from error
 

@@ -19,7 +19,7 @@ from durable_flows.rules import clock
 from durable_flows.testing import RunView, drain, run_of, send
 
 
-def played(name: str | Event = "go", data: dict[str, Any] | None = None, **fields: Any) -> RunView:
+def played(name: str | Event[Any] = "go", data: Any = None, **fields: Any) -> RunView:
     """Send an event, do what is due, and look at the run that it started."""
     event_id = send(name, data, **fields)
     drain()

@@ -12,7 +12,7 @@ from durable_flows.engine import route
 from durable_flows.errors import IllegalTransition, InvalidInput, UnknownRun
 from durable_flows.models import Event as StoredEvent
 from durable_flows.models import Run
-from durable_flows.rules import events
+from durable_flows.rules import events, names
 from durable_flows.testing import advance, drain, run_of
 from tests.promises.staging import again, played, rolled_back, stored
 
@@ -331,6 +331,6 @@ def test_a_retry_and_a_cancel_are_carried_out_in_their_order(failing):
 
 
 def test_commands_start_no_flow_that_happens_to_listen():
-    assert events.CANCEL.startswith(events.RESERVED)
-    assert events.RETRY.startswith(events.RESERVED)
-    assert events.START.startswith(events.RESERVED)
+    assert events.CANCEL.startswith(names.RESERVED)
+    assert events.RETRY.startswith(names.RESERVED)
+    assert events.START.startswith(names.RESERVED)

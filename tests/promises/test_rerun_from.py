@@ -591,7 +591,7 @@ def test_an_output_needs_a_step_and_one_that_has_some(asks):
     with pytest.raises(InvalidOption, match="waits for an event"):
         rerun(run.id, from_step="reply", output={"n": 1})
     with pytest.raises(InvalidEvent, match="/output/data"):
-        rerun(run.id, from_step="reply", output=Event("replied", []))  # type: ignore[arg-type]
+        rerun(run.id, from_step="reply", output=Event("replied", []))  # type: ignore[call-overload]
 
     @flow("rests", on="rest")
     def rests(step):

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from durable_flows.errors import InvalidEvent
 from durable_flows.rules import events
-from durable_flows.rules.events import EPOCH, Event, check_name, encode, encode_all, encode_command
+from durable_flows.rules.events import EPOCH, Event, encode, encode_all, encode_command
+from durable_flows.rules.names import check as check_name
 from durable_flows.rules.payload import Limits
 
 LIMITS = Limits(max_bytes=1_000)
@@ -170,10 +171,10 @@ def test_a_ts_that_is_none_is_refused(ts):
     [
         (Event("a", {"x": [1, {"y": math.nan}]}), "/data/x/1/y"),
         (Event("a", user={"x": {1}}), "/user/x"),
-        (Event("a", []), "/data"),  # type: ignore[arg-type]
+        (Event("a", []), "/data"),  # type: ignore[call-overload]
         (Event("a", user=[]), "/user"),
         (Event("a", id=""), "/id"),
-        (Event("a", v=2), "/v"),  # type: ignore[arg-type]
+        (Event("a", v=2), "/v"),  # type: ignore[call-overload]
         (Event(" a"), "/name"),
     ],
 )

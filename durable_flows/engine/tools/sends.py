@@ -15,6 +15,7 @@ from durable_flows.flows import Flow
 from durable_flows.rules import outcomes
 from durable_flows.rules.events import Event, as_list
 from durable_flows.rules.states import StepKind
+from durable_flows.rules.values import Object
 
 MAPPED_AT_ONCE = 100  # runs of one step.map, unless it says otherwise
 
@@ -22,7 +23,7 @@ MAPPED_AT_ONCE = 100  # runs of one step.map, unless it says otherwise
 class Sends(Tools):
     """The tools that set other runs going."""
 
-    def send_event(self, id: str, events: Event | Sequence[Event]) -> list[str]:
+    def send_event(self, id: str, events: Event[Any] | Sequence[Event[Any]]) -> list[str]:
         """Send events exactly once: they and the step's record are one transaction.
 
         Args:
@@ -44,7 +45,7 @@ class Sends(Tools):
         self,
         id: str,
         flow: Flow | str,
-        data: dict[str, Any] | None = None,
+        data: Object | None = None,
         *,
         user: dict[str, Any] | None = None,
         v: str | None = None,
@@ -91,7 +92,7 @@ class Sends(Tools):
         self,
         id: str,
         flow: Flow | str,
-        items: Iterable[Mapping[str, Any]],
+        items: Iterable[Mapping[str, Any] | Object],
         *,
         max_in_flight: int = MAPPED_AT_ONCE,
         on_parent_cancel: Literal["cancel", "abandon"] = "cancel",
@@ -119,7 +120,7 @@ class Sends(Tools):
         results: list[Any] = self._step(place, lambda: self._map(place.key, asked))
         return results
 
-    def _send(self, key: str, batch: Sequence[Event]) -> Tool:
+    def _send(self, key: str, batch: Sequence[Event[Any]]) -> Tool:
         return (
             yield Write(
                 lambda: self._or_failed(key, StepKind.SEND, lambda: self._journal.send(key, batch))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import date, datetime, timedelta
 from functools import partial
-from typing import Literal
+from typing import Any, Literal, TypeVar, overload
 
 from django.forms import Form
 from django.utils import timezone
@@ -20,10 +20,13 @@ from durable_flows.engine.tools.entry import Tools
 from durable_flows.engine.wanted import Since, Wanted, request
 from durable_flows.errors import SignalTaken
 from durable_flows.rules import clock, durations, outcomes, signals
+from durable_flows.rules.event_types import EventType
 from durable_flows.rules.events import Event
 from durable_flows.rules.options import Awaited, longest_wait
 from durable_flows.rules.signals import Signal
 from durable_flows.rules.states import StepKind, StepState
+
+D = TypeVar("D")
 
 MOST_COLLECTED = 500  # events by one step
 
@@ -71,6 +74,18 @@ class Waits(Tools):
         slept: None = self._driver.drive(place, lambda: self._sleep(place, end))
         return slept
 
+    @overload
+    def wait_for_event(  # type: ignore[overload-overlap]
+        self,
+        id: str,
+        *,
+        event: EventType[D],
+        timeout: str | float | timedelta,
+        match: str | None = None,
+        if_: str | None = None,
+        since: Since = None,
+    ) -> Event[D] | None: ...
+    @overload
     def wait_for_event(
         self,
         id: str,
@@ -80,12 +95,22 @@ class Waits(Tools):
         match: str | None = None,
         if_: str | None = None,
         since: Since = None,
-    ) -> Event | None:
+    ) -> Event | None: ...
+    def wait_for_event(
+        self,
+        id: str,
+        *,
+        event: str,
+        timeout: str | float | timedelta,
+        match: str | None = None,
+        if_: str | None = None,
+        since: Since = None,
+    ) -> Event[Any] | None:
         """Wait for an event, holding no worker.
 
         Args:
             id: the step's name.
-            event: the event's name.
+            event: the event's name, or its `EventType`.
             timeout: how long to wait; at most 366 days.
             match: a path, e.g. ``"data.cart_id"``, at which the run's own event and the awaited one
                 must hold the same value.
@@ -98,18 +123,31 @@ class Waits(Tools):
                 trigger; ``"now"``; or an aware datetime, compared with when events were received.
 
         Returns:
-            The event, or None after the timeout.
+            The event, or None after the timeout. Its data are an instance of the type's model, or of a
+            name a dict.
 
         Raises:
+            UnreadableEvent: the event's data do not fit the type any more.
             InvalidDuration, InvalidKey, InvalidOption: an argument cannot be read.
             InvalidExpression: ``if_`` cannot be read, or needs an extra that is not installed.
             MissingMatch: the run's own event has no value at ``match``.
         """
         wanted = Wanted.of(f"step.wait_for_event({id!r})", event, timeout, match, if_, since)
         place = self._enter(id)
-        found: Event | None = self._driver.drive(place, lambda: self._wait(place, wanted))
+        found: Event[Any] | None = self._driver.drive(place, lambda: self._wait(place, wanted))
         return found
 
+    @overload
+    def wait_for_events(
+        self,
+        id: str,
+        events: Sequence[EventType[D]],
+        *,
+        timeout: str | float | timedelta,
+        mode: Literal["all", "any"] | int = "all",
+        since: Since = None,
+    ) -> list[Event[D] | None]: ...
+    @overload
     def wait_for_events(
         self,
         id: str,
@@ -118,12 +156,21 @@ class Waits(Tools):
         timeout: str | float | timedelta,
         mode: Literal["all", "any"] | int = "all",
         since: Since = None,
-    ) -> list[Event | None]:
+    ) -> list[Event[Any] | None]: ...
+    def wait_for_events(
+        self,
+        id: str,
+        events: Sequence[str | Awaited],
+        *,
+        timeout: str | float | timedelta,
+        mode: Literal["all", "any"] | int = "all",
+        since: Since = None,
+    ) -> Sequence[Event[Any] | None]:
         """Wait for several events at once, holding no worker.
 
         Args:
             id: the step's name; those of its waits are ``id[0]``, ``id[1]``, and so on.
-            events: names of events, or `Awaited` with what they must be like.
+            events: names or types of events, or `Awaited` with what they must be like.
             timeout: how long to wait for each; at most 366 days.
             mode: how many are needed: ``"all"``, ``"any"``, or a number. The waits for the others are
                 closed in the commit that records it.
@@ -133,19 +180,32 @@ class Waits(Tools):
             The events, in the order of what was waited for; None for what has not come.
 
         Raises:
-            InvalidDuration, InvalidKey, InvalidOption, InvalidExpression, MissingMatch: as
-                `wait_for_event` does.
+            InvalidDuration, InvalidKey, InvalidOption, InvalidExpression, MissingMatch, UnreadableEvent:
+                as `wait_for_event` does.
         """
         what = f"step.wait_for_events({id!r})"
         listed = awaited_events(what, events)
         needed = check_mode(what, mode, len(listed))
         wanted = [Wanted.of(what, one.event, timeout, one.match, one.if_, since) for one in listed]
         place = self._enter(id)
-        found: list[Event | None] = self._driver.drive(
+        found: list[Event[Any] | None] = self._driver.drive(
             place, lambda: self._wait_for_several(place, wanted, needed)
         )
         return found
 
+    @overload
+    def collect(  # type: ignore[overload-overlap]
+        self,
+        id: str,
+        *,
+        event: EventType[D],
+        count: int,
+        timeout: str | float | timedelta,
+        match: str | None = None,
+        if_: str | None = None,
+        since: Since = None,
+    ) -> list[Event[D]]: ...
+    @overload
     def collect(
         self,
         id: str,
@@ -156,7 +216,18 @@ class Waits(Tools):
         match: str | None = None,
         if_: str | None = None,
         since: Since = None,
-    ) -> list[Event]:
+    ) -> list[Event]: ...
+    def collect(
+        self,
+        id: str,
+        *,
+        event: str,
+        count: int,
+        timeout: str | float | timedelta,
+        match: str | None = None,
+        if_: str | None = None,
+        since: Since = None,
+    ) -> Sequence[Event[Any]]:
         """Wait for ``count`` events of one kind, or until the time is over.
 
         Args:
@@ -169,14 +240,14 @@ class Waits(Tools):
             Those that came in time, in the order in which they were sent; ``count`` at most.
 
         Raises:
-            InvalidDuration, InvalidKey, InvalidOption, InvalidExpression, MissingMatch: as
-                `wait_for_event` does.
+            InvalidDuration, InvalidKey, InvalidOption, InvalidExpression, MissingMatch, UnreadableEvent:
+                as `wait_for_event` does.
         """
         what = f"step.collect({id!r})"
         check_most(what, "count", count, MOST_COLLECTED)
         wanted = [Wanted.of(what, event, timeout, match, if_, since)] * count
         place = self._enter(id)
-        found: list[Event] = self._driver.drive(place, lambda: self._collect(place, wanted))
+        found: list[Event[Any]] = self._driver.drive(place, lambda: self._collect(place, wanted))
         return found
 
     def wait_for_approval(
@@ -267,7 +338,7 @@ class Waits(Tools):
                 request(self._journal, place.scope.looking, place.key, wanted, clock.now()),
             ),
         )
-        return None if recorded.output is None else Event.from_dict(recorded.value)
+        return None if recorded.output is None else wanted.answer(recorded.value)
 
     def _wait_for_several(self, place: Place, wanted: Sequence[Wanted], needed: int) -> Tool:
         def wait() -> Recorded:
@@ -279,7 +350,10 @@ class Waits(Tools):
             return self._journal.await_events(place.key, requests, needed)
 
         recorded = yield from self._waited(place, wait)
-        return [found and Event.from_dict(found) for found in recorded.value]
+        # By name: since it was recorded the list of what is waited for may have changed.
+        types = {one.event: one.type for one in wanted if one.type is not None}
+        found = [event and Event.from_dict(event) for event in recorded.value]
+        return [event and event.decoded(types.get(event.name)) for event in found]
 
     def _collect(self, place: Place, wanted: Sequence[Wanted]) -> Tool:
         found = yield from self._wait_for_several(place, wanted, len(wanted))
