@@ -67,6 +67,15 @@ def test_types_are_shipped() -> None:
     assert PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == ["durable_flows"]
 
 
+def test_what_users_write_is_read_by_two_type_checkers():
+    tox = (ROOT / "tox.ini").read_text()
+    assert re.search(r"\[testenv:types\][^\[]*\n    mypy [^\[]*\n    basedpyright\n", tox)
+    tools = PROJECT["tool"]
+    assert "typing_tests" in tools["mypy"]["files"]
+    assert tools["basedpyright"]["include"] == ["typing_tests"]
+    assert "/typing_tests" in tools["hatch"]["build"]["targets"]["sdist"]["include"]
+
+
 def test_rooms_import_only_lower_rooms() -> None:
     lint = "from importlinter.cli import lint_imports_command; lint_imports_command()"
     result = run(sys.executable, "-c", lint, "--no-cache")

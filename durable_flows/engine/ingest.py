@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
-from typing import Any, TypeVar, overload
+from typing import Any, TypedDict, TypeVar, Unpack, overload
 
 from asgiref.sync import sync_to_async
 from django.db import connections
@@ -58,26 +58,21 @@ def sending_as(sender: Sender) -> Iterator[None]:
         _here.reset(token)
 
 
+class Fields(TypedDict, total=False):
+    """What may be said of an event beside its name and data."""
+
+    user: dict[str, Any] | None
+    id: str | None
+    ts: datetime | int | None
+    v: str | None
+
+
 @overload
 def send(
-    name: EventType[D],
-    data: D | Mapping[str, Any] | None = None,
-    *,
-    user: dict[str, Any] | None = None,
-    id: str | None = None,
-    ts: datetime | int | None = None,
-    v: str | None = None,
+    name: EventType[D], data: D | Mapping[str, Any] | None = None, **fields: Unpack[Fields]
 ) -> list[str]: ...
 @overload
-def send(
-    name: str,
-    data: dict[str, Any] | None = None,
-    *,
-    user: dict[str, Any] | None = None,
-    id: str | None = None,
-    ts: datetime | int | None = None,
-    v: str | None = None,
-) -> list[str]: ...
+def send(name: str, data: dict[str, Any] | None = None, **fields: Unpack[Fields]) -> list[str]: ...
 @overload
 def send(name: Event[Any] | Sequence[Event[Any]]) -> list[str]: ...
 def send(
@@ -117,6 +112,16 @@ def send(
     return [str(public_id) for public_id in store(batch)]
 
 
+@overload
+async def asend(
+    name: EventType[D], data: D | Mapping[str, Any] | None = None, **fields: Unpack[Fields]
+) -> list[str]: ...
+@overload
+async def asend(
+    name: str, data: dict[str, Any] | None = None, **fields: Unpack[Fields]
+) -> list[str]: ...
+@overload
+async def asend(name: Event[Any] | Sequence[Event[Any]]) -> list[str]: ...
 async def asend(*args: Any, **kwargs: Any) -> list[str]:
     """`send` for async code: the same arguments, result and errors."""
     return await sync_to_async(send)(*args, **kwargs)

@@ -154,8 +154,11 @@ def test_a_dict_in_a_list_is_refused_with_its_index():
 
 @pytest.mark.django_db(transaction=True)
 def test_asend_is_send_for_async_code():
+    async def view() -> list[str]:
+        return await asend("order/placed", {"n": 1}, id="o1")
+
     started = listener("order/placed")
-    (event_id,) = async_to_sync(asend)("order/placed", {"n": 1}, id="o1")
+    (event_id,) = async_to_sync(view)()
     assert row(event_id).key == "o1"
     drain()
     assert started == [event_id]
@@ -163,8 +166,11 @@ def test_asend_is_send_for_async_code():
 
 @pytest.mark.django_db(transaction=True)
 def test_asend_raises_what_send_raises():
+    async def view() -> None:
+        await asend("order/placed", {"n": {1}})
+
     with pytest.raises(InvalidEvent, match="/data"):
-        async_to_sync(asend)("order/placed", {"n": {1}})
+        async_to_sync(view)()
     assert stored() == []
 
 
