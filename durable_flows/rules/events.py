@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from durable_flows.errors import InvalidEvent, InvalidPayload
 from durable_flows.rules import names, payload, values
-from durable_flows.rules.event_types import EventType, catalogue
+from durable_flows.rules.event_types import EventType, catalogue, type_of
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar as TypeVarWithDefault
@@ -92,15 +92,13 @@ class Event(Generic[D_co]):
             """As the attributes say."""
 
     def __post_init__(self) -> None:
-        if type(self.name) is EventType:
-            set_ = object.__setattr__
-            set_(self, "v", self.name.v if self.v is None else self.v)
-            set_(self, "name", self.name.name)
+        if type(self.name) is EventType and self.v is None:
+            object.__setattr__(self, "v", self.name.v)
 
     def as_dict(self) -> dict[str, Any]:
         """The event as the engine records it and as match paths read it: JSON-ready."""
         return {
-            "name": self.name,
+            "name": str(self.name),
             "data": self.data,
             "user": self.user,
             "id": self.id,
@@ -177,7 +175,7 @@ def encode(
     """
     try:
         name = names.check_sent(event.name, f"{pointer}/name")
-        known = type_ or catalogue.find(name)
+        known = type_ or type_of(event.name) or catalogue.find(name)
         data = _opened(event.data, f"{pointer}/data", known)
         user = None if event.user is None else _opened(event.user, f"{pointer}/user")
         encoded = Encoded(

@@ -5,12 +5,13 @@ from __future__ import annotations
 from uuid import uuid4
 
 from durable_flows.testing import drain, send
+from example_project.payments.events import INITIATED, Initiated
 
 
 def play() -> None:
     """Three payments."""
     for amount in (120, 123, 5_000):
-        send("payment/initiated", {"payment_id": uuid4().hex, "amount": amount})
+        send(INITIATED, Initiated(uuid4(), amount))
     drain()
 
 

@@ -212,6 +212,14 @@ def test_a_plain_name_cannot_get_around_the_type(added):
     assert send(ADDED, {"cart_id": "c1"})
 
 
+def test_a_type_checks_its_own_events_even_where_its_name_is_not_known():
+    with registry.isolated():
+        forgotten = EventType("forgotten", Cart)
+    assert send("forgotten", {})
+    with pytest.raises(InvalidEvent):
+        send(forgotten, {})
+
+
 def test_a_type_is_sent_from_async_code_and_from_steps(added):
     assert async_to_sync(asend)(added, CART)
     with pytest.raises(InvalidEvent):
@@ -711,7 +719,7 @@ def test_a_type_is_its_name(added):
     assert added == ADDED
     assert (added.name, type(added.name), str(added), f"{added}") == (ADDED, str, ADDED, ADDED)
     assert (added.model, added.v) == (Cart, None)
-    assert type(Event(added, CART).name) is str
+    assert type(Event(added, CART).as_dict()["name"]) is str
 
 
 def test_the_same_type_may_be_declared_again(added, joined):
