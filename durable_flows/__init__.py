@@ -21,6 +21,7 @@ __all__ = [
     "Fixed",
     "Delays",
     "Timeouts",
+    "FlowSubject",
     # in a handler
     "Event",
     "EventType",
@@ -80,6 +81,7 @@ if TYPE_CHECKING:
     from durable_flows.rules.events import Event
     from durable_flows.rules.options import Awaited, CancelOn, On, Timeouts
     from durable_flows.rules.signals import Signal
+    from durable_flows.subjects import FlowSubject
 
 _HOMES = {
     "durable_flows.declare": ("flow",),
@@ -88,6 +90,7 @@ _HOMES = {
     "durable_flows.rules.event_types": ("EventType",),
     "durable_flows.rules.events": ("Event",),
     "durable_flows.rules.signals": ("Signal",),
+    "durable_flows.subjects": ("FlowSubject",),
     "durable_flows.engine.run": ("Run",),
     "durable_flows.engine.tools.step": ("Step",),
     "durable_flows.engine.async_step": ("AsyncStep",),

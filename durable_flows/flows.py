@@ -64,6 +64,7 @@ class Flow:
         *,
         user: dict[str, Any] | None = None,
         key: str | None = None,
+        subject: Any = ...,
     ) -> str:
         """Ask for a run, without an event of its own; joins the caller's transaction.
 
@@ -75,15 +76,17 @@ class Flow:
             user: what it finds in ``event.user``.
             key: text of 1 to 255 characters: of all starts of this flow with the same key only the
                 first starts a run. It is kept as the ids of events are.
+            subject: the row that the run is about, a saved instance of a model. By default what the
+                run is about that starts it; None: nothing.
 
         Returns:
             The run's id; with a key, that of the run which the first start has asked for. The run
             exists once that start's transaction has committed.
 
         Raises:
-            InvalidEvent: ``data``, ``user`` or ``key`` cannot be stored.
+            InvalidEvent: ``data``, ``user``, ``key`` or ``subject`` cannot be stored.
         """
-        run_id: str = _verb("start")(self, data, user=user, key=key)
+        run_id: str = _verb("start")(self, data, user=user, key=key, subject=subject)
         return run_id
 
     def on_failure(self, handler: Handler) -> Flow:

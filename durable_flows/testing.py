@@ -23,8 +23,9 @@ from typing import Any, TypeVar, overload
 from django.db.models import QuerySet
 
 from durable_flows import conf
-from durable_flows.engine import failpoints, ingest, leases, ring, stored
+from durable_flows.engine import failpoints, ingest, leases, ring, stored, subjects
 from durable_flows.engine import tick as housekeeping
+from durable_flows.engine.subjects import Subject
 from durable_flows.errors import UnknownRun
 from durable_flows.models import BulkAction, Due, Event, Run
 from durable_flows.rules import clock, durations, events, payload
@@ -86,6 +87,7 @@ class RunView:
         result: what the handler returned, decoded.
         error: how it failed, as a dict, or None.
         reason: why it failed or was cancelled.
+        subject: the row that it is about, or None.
         origin: the id of the run that it does again, or "".
         parent: the id of the run that invoked it, or "".
         children: the ids of the runs that it has invoked, the oldest first.
@@ -103,6 +105,7 @@ class RunView:
     result: Any
     error: Any  # a dict or None; Any, so that tests may read error["message"]
     reason: str
+    subject: Any  # an instance of any model
     origin: str
     parent: str
     children: tuple[str, ...]
@@ -344,6 +347,7 @@ def _view(run: Run) -> RunView:
         result=_decoded(run.result),
         error=_decoded(run.error),
         reason=run.reason,
+        subject=subjects.fetch(Subject.read(run.subject_type_id, run.subject_id)),
         origin=str(run.origin or ""),
         parent=str(run.parent_id or ""),
         children=_ids(run.children.order_by("created_at", "pk")),

@@ -58,6 +58,7 @@ INSTALLED_APPS = [
     "django_celery_beat",
     *STORIES,
     "tests.stories.apps.ShopWithoutFlows",
+    "tests.library",
     "durable_flows",
 ]
 
@@ -86,6 +87,9 @@ TEMPLATES = [
 
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 EMAIL_BACKEND = "django.core.mail.backends.locmem.EmailBackend"
+EMAIL_FILE_PATH = str(
+    Path(tempfile.gettempdir()) / "mails"
+)  # of the demo, which is not played here
 
 LOGIN_URL = "shop:log-in"
 LOGIN_REDIRECT_URL = LOGOUT_REDIRECT_URL = "shop:catalogue"

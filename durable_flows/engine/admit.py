@@ -259,6 +259,8 @@ def _insert_runs(starts: Sequence[Start]) -> list[uuid.UUID]:
             "event_id": [start.trigger.id for start in starts],
             "parent_id": [start.parent for start in starts],
             "origin": [start.origin for start in starts],
+            "subject_type_id": [s.trigger.subject and s.trigger.subject.type_id for s in starts],
+            "subject_id": [s.trigger.subject and s.trigger.subject.id for s in starts],
             "awaited": [start.is_awaited for start in starts],
             "state": [RunState.QUEUED.value] * len(starts),
             "queue": [start.queue for start in starts],

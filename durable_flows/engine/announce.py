@@ -15,15 +15,20 @@ import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
-from durable_flows import conf
-from durable_flows.engine import audience, failpoints, ingest, settle, sql, stored
+from durable_flows import conf, signals
+from durable_flows.engine import audience, failpoints, ingest, observed, settle, sql, stored
 from durable_flows.engine.history import Claim, Waiting
+from durable_flows.engine.subjects import Subject
+from durable_flows.models import Run
 from durable_flows.rules import causality, clock, endings, events, keys
 from durable_flows.rules.states import ACTIONS
 
 AT_ONCE = 100  # ends told by one statement
 LONGEST_CHAIN = 100  # runs that invoke or start each other, looked through for one that was told
+
+_MOMENTS = ("created_at", "started_at", "ended_at")
 
 #: The ends of these runs, but for those that come of being told: from run to run up the chain of those
 #: that have invoked or started each other.
@@ -38,7 +43,7 @@ _ENDS = (
     "WHERE {names}) "
     "SELECT r.id, r.flow, r.version, r.generation, r.state, r.reason, r.error, "
     "CASE WHEN length(r.result) <= %(most)s THEN r.result END, "
-    "r.depth, r.created_at, r.started_at, r.ended_at, {event} "
+    "r.depth, r.subject_type_id, r.subject_id, r.created_at, r.started_at, r.ended_at, {event} "
     "FROM durable_flows_run r JOIN durable_flows_event e ON e.id = r.event_id "
     "WHERE {runs} AND r.ended_at IS NOT NULL AND r.id NOT IN (SELECT run_id FROM told) "
     "ORDER BY r.ended_at, r.id"
@@ -51,6 +56,40 @@ def ends(heard: Mapping[uuid.UUID, Collection[str]]) -> None:
     ingest.tell_of_ends(told)
     if told:
         failpoints.reach("ends_announced")
+
+
+#: What observers learn of an end, each a column of the run.
+_FACTS = ("flow", "version", "generation", "state", "event_id", *_MOMENTS)
+
+
+def to_observers(run_ids: Sequence[uuid.UUID]) -> None:
+    """Tell observers of these ends when they are committed; what they send then, these runs send."""
+    if not run_ids:
+        return
+    rows = sql.execute(
+        f"SELECT id, depth, subject_type_id, subject_id, {', '.join(_FACTS)} "
+        f"FROM durable_flows_run WHERE {sql.among('id', 'runs')} ORDER BY id",
+        {"runs": list(run_ids)},
+    )
+    told, senders = [], {}
+    for run_id, depth, subject_type, subject_id, *values in rows:
+        facts = dict(zip(_FACTS, values, strict=True))
+        facts |= {name: facts[name] and sql.moment(facts[name]) for name in _MOMENTS}
+        facts |= {"run_id": str(sql.uid(run_id)), "event_id": str(sql.uid(facts["event_id"]))}
+        told.append(facts)
+        senders[facts["run_id"]] = _sender(
+            sql.uid(run_id),
+            depth,
+            facts["generation"],
+            [facts[name] for name in _MOMENTS],
+            Subject.read(subject_type, subject_id),
+        )
+    observed.tell(
+        signals.run_ended,
+        Run,
+        told,
+        around=lambda facts: ingest.sending_as(senders[facts["run_id"]]),
+    )
 
 
 def look_back(claim: Claim, wait: Waiting) -> Waiting:
@@ -130,6 +169,7 @@ def _told(
 def _end(row: sql.Row) -> tuple[endings.End, ingest.Sender, datetime]:
     """An end as it was read, who tells of it, and when it was."""
     id_, flow_id, version, generation, state, reason, error, result, depth, *rest = row
+    subject_type, subject_id, *rest = rest
     run_id, ended_at = sql.uid(id_), sql.moment(rest[2])
     created_at, started_at = sql.moment(rest[0]), rest[1] and sql.moment(rest[1])
     end = endings.End(
@@ -144,9 +184,23 @@ def _end(row: sql.Row) -> tuple[endings.End, ingest.Sender, datetime]:
         error=error,
         result=result,
     )
+    moments = (created_at, started_at, ended_at)
+    subject = Subject.read(subject_type, subject_id)
+    return end, _sender(run_id, depth, generation, moments, subject), ended_at
+
+
+def _sender(
+    run_id: uuid.UUID,
+    depth: int,
+    generation: int,
+    moments: Sequence[Any],
+    subject: Subject | None,
+) -> ingest.Sender:
+    """A run that has ended, as the sender of what tells of that."""
+    created_at, started_at, ended_at = moments
     since = (started_at or ended_at) if generation else created_at
     sent_at_depth = causality.depth_of_sent(depth, since=since, now=ended_at)
-    return end, ingest.Sender(run_id=run_id, depth=sent_at_depth), ended_at
+    return ingest.Sender(run_id=run_id, depth=sent_at_depth, subject=subject)
 
 
 def _as_text(row: Sequence[object]) -> str:

@@ -37,6 +37,7 @@ class Invocation:
         user: what it finds in ``event.user``.
         v: what it finds in ``event.v``.
         key: joins the run that this key has started, if it has.
+        subject: the row that it is about.
         expires_at: when the caller stops to wait.
         cascade: whether the run is cancelled if the caller is.
     """
@@ -46,6 +47,7 @@ class Invocation:
     user: dict[str, Any] | None
     v: str | None
     key: str | None
+    subject: Any
     expires_at: datetime
     cascade: bool
 
@@ -60,6 +62,7 @@ class Invocation:
         v: str | None,
         timeout: str | float | timedelta | None,
         key: str | None,
+        subject: Any,
         on_parent_cancel: str,
     ) -> Invocation:
         """What `Step.invoke` of this id was told.
@@ -76,6 +79,7 @@ class Invocation:
             user=user,
             v=v,
             key=key,
+            subject=subject,
             expires_at=clock.now() + longest_wait(longest, what=f"{what}, timeout="),
             cascade=on_parent_cancel == "cancel",
         )

@@ -176,6 +176,7 @@ class AsyncStep(Protocol):
         v: str | None = None,
         timeout: str | float | timedelta | None = None,
         key: str | None = None,
+        subject: Any = ...,
         on_parent_cancel: Literal["cancel", "abandon"] = "cancel",
     ) -> Awaited[Any]: ...
 

@@ -52,6 +52,7 @@ def invoke(
             user=invocation.user,
             v=invocation.v,
             key=invocation.key,
+            subject=invocation.subject,
             sender=sender,
         )
         check_lease(claim)

@@ -8,6 +8,7 @@ from typing import Any
 from durable_flows import conf, signals
 from durable_flows.engine import failpoints, floors, leases, observed, sql, stored
 from durable_flows.engine.history import Claim
+from durable_flows.engine.subjects import Subject
 from durable_flows.rules import clock
 
 #: FOR UPDATE SKIP LOCKED: two claims never take the same run. MATERIALIZED: never more than asked for.
@@ -33,6 +34,7 @@ _START = (
 )
 COLUMNS = (
     "r.id, r.flow, r.version, r.generation, r.mark, r.since, r.created_at, r.started_at, r.depth, "
+    "r.subject_type_id, r.subject_id, "
     f"{stored.columns('e')}"
 )
 EVENT = "JOIN durable_flows_event e ON e.id = r.event_id"
@@ -96,7 +98,8 @@ def _one_by_one(params: dict[str, Any]) -> list[sql.Row]:
 def read_claim(queue: str, row: sql.Row, now: datetime) -> Claim:
     """The claim behind what a taken due row returns, and `COLUMNS`."""
     _, lease, state, _, claims, deadline, run_id, flow_id, *rest = row
-    version, generation, mark, since, created_at, started_at, depth, *event = rest
+    version, generation, mark, since, created_at, started_at, depth, *rest = rest
+    subject_type, subject_id, *event = rest
     found = stored.event(event)
     return Claim(
         run_id=sql.uid(run_id),
@@ -115,4 +118,5 @@ def read_claim(queue: str, row: sql.Row, now: datetime) -> Claim:
         event=found,
         event_id=stored.event_id(found),
         depth=depth,
+        subject=Subject.read(subject_type, subject_id),
     )

@@ -14,6 +14,7 @@ from typing import Any
 from durable_flows import conf, models
 from durable_flows.engine import edits, ingest
 from durable_flows.engine.edits import Place
+from durable_flows.engine.subjects import Subject
 from durable_flows.errors import (
     IllegalTransition,
     InvalidOption,
@@ -236,7 +237,8 @@ def _edited(row: models.Run, data: Object) -> uuid.UUID:
     limits = conf.settings().event_limits
     encoded = events.encode_command(event.name, str(row.pk), data, limits=limits, type_=type_)
     v = event.v if type_ is None else type_.v or ""
-    whole = replace(encoded, user=event.user, key=event.key, ts=event.ts, v=v)
+    subject = Subject.read(event.subject_type_id, event.subject_id)
+    whole = replace(encoded, user=event.user, key=event.key, ts=event.ts, v=v, subject=subject)
     return ingest.store_for_one_run(whole, depth=event.depth, sent_by=event.sender)
 
 

@@ -11,10 +11,10 @@ from functools import partial
 from typing import Any
 
 from durable_flows import signals
-from durable_flows.engine import announce, audience, failpoints, ingest, observed, ring, sql
+from durable_flows.engine import announce, audience, failpoints, ingest, ring, sql
 from durable_flows.errors import LeaseLost
 from durable_flows.models import Due, Run
-from durable_flows.rules import causality, clock
+from durable_flows.rules import clock
 from durable_flows.rules.states import RunState
 
 
@@ -56,7 +56,7 @@ def end(endings: Sequence[Ending]) -> list[Ending]:
         _tell([sql.uid(run_id) for run_id, _, awaited, *_ in rows if awaited])
         _announce(rows)
         if signals.run_ended.receivers:
-            _tell_observers([end.run_id for end in ended])
+            announce.to_observers([end.run_id for end in ended])
         _cancel_children([end.run_id for end in ended if end.state == RunState.CANCELLED], now)
         _let_undo([ending for ending in by_run.values() if ending.has_undo], now)
         failpoints.reach("before_end_commit")
@@ -98,50 +98,6 @@ def _announce(rows: Sequence[sql.Row]) -> None:
         if (names := audience.hearing(state, *flags))
     }
     announce.ends(heard)
-
-
-#: What observers learn of an end.
-_FACTS = (
-    "flow",
-    "version",
-    "generation",
-    "state",
-    "event_id",
-    "created_at",
-    "started_at",
-    "ended_at",
-)
-
-
-def _tell_observers(run_ids: Sequence[uuid.UUID]) -> None:
-    """Tell of these ends when they are committed; what is sent then is sent by these runs."""
-    if not run_ids:
-        return
-    rows = sql.execute(
-        f"SELECT id, depth, {', '.join(_FACTS)} FROM durable_flows_run "
-        f"WHERE {sql.among('id', 'runs')} ORDER BY id",
-        {"runs": list(run_ids)},
-    )
-    senders, told = {}, []
-    for run_id, depth, *values in rows:
-        facts = {"run_id": str(sql.uid(run_id)), **dict(zip(_FACTS, values, strict=True))}
-        facts["event_id"] = str(sql.uid(facts["event_id"]))
-        for name in ("created_at", "started_at", "ended_at"):
-            facts[name] = facts[name] and sql.moment(facts[name])
-        told.append(facts)
-        since = (
-            (facts["started_at"] or facts["ended_at"])
-            if facts["generation"]
-            else facts["created_at"]
-        )
-        deep = causality.depth_of_sent(depth, since=since, now=facts["ended_at"])
-        senders[facts["run_id"]] = ingest.Sender(run_id=sql.uid(run_id), depth=deep)
-    observed.tell(
-        signals.run_ended,
-        Run,
-        told,
-        around=lambda facts: ingest.sending_as(senders[facts["run_id"]]),
-    )
 
 
 def leave_children(run_id: uuid.UUID, lease: int) -> None:

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from durable_flows.engine import sql, stored
+from durable_flows.engine.subjects import Subject
 from durable_flows.rules import keys, outcomes, payload
 from durable_flows.rules.events import SIGNALLED, Event
 from durable_flows.rules.states import TERMINAL, RunState, StepKind, WaitKind, WaitOutcome
@@ -43,6 +44,7 @@ class Claim:
     event: Event
     event_id: uuid.UUID
     depth: int
+    subject: Subject | None
 
     @property
     def is_suspect(self) -> bool:

@@ -20,7 +20,8 @@ from django.db import connections
 from uuid_utils.compat import uuid7
 
 from durable_flows import conf, models, signals
-from durable_flows.engine import clocksync, observed, ring, shards, sql
+from durable_flows.engine import clocksync, observed, ring, shards, sql, subjects
+from durable_flows.engine.subjects import Subject
 from durable_flows.errors import InvalidEvent, WrongDatabase
 from durable_flows.flows import Flow, provide
 from durable_flows.registry import registry
@@ -39,13 +40,24 @@ NEVER = 0  # the number, in the order of routing, of what is not routed: they be
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sender:
-    """The run that sends an event, and how deep it stands in a chain of runs and events."""
+    """The run that sends an event.
+
+    Attributes:
+        depth: how deep what it sends stands in a chain of runs and events.
+        subject: what it is about, and what it sends, unless that says otherwise.
+    """
 
     run_id: uuid.UUID
     depth: int
+    subject: Subject | None = None
 
 
 _here: ContextVar[Sender | None] = ContextVar("durable_flows_sender", default=None)
+
+
+def sender() -> Sender | None:
+    """The run that sends what is sent here, if one does."""
+    return _here.get()
 
 
 @contextmanager
@@ -65,6 +77,7 @@ class Fields(TypedDict, total=False):
     id: str | None
     ts: datetime | int | None
     v: str | None
+    subject: Any
 
 
 @overload
@@ -83,6 +96,7 @@ def send(
     id: str | None = None,
     ts: datetime | int | None = None,
     v: str | None = None,
+    subject: Any = ...,
 ) -> list[str]:
     """Send one event or a list of them, all or none; joins the caller's transaction.
 
@@ -93,6 +107,8 @@ def send(
         id: the sender's own id: a second event of this name and id is dropped.
         ts: when it happened; in the future it delays the event until then.
         v: version of the shape of ``data``; default that of the `EventType`.
+        subject: the row that it is about, a saved instance of a model. Runs that it starts are about
+            the same. By default what the run is about that sends it; None: nothing.
 
     Returns:
         The public ids, in order. For a duplicate, that of the event that came first.
@@ -102,12 +118,14 @@ def send(
         WrongDatabase: the caller's transaction is on another database than the app's tables.
     """
     if isinstance(name, str):
-        batch = [Event(name, {} if data is None else data, user=user, id=id, ts=ts, v=v)]
+        data = {} if data is None else data
+        batch = [Event(name, data, user=user, id=id, ts=ts, v=v, subject=subject)]
     else:
         batch = events.as_list(name, "send() takes a name and data; without them it")
-        if (data, user, id, ts, v) != (None,) * 5:
+        if subject is not ... or (data, user, id, ts, v) != (None,) * 5:
             raise TypeError(
-                "send(Event(...)) takes no further fields: say data, user, id, ts and v in the Event"
+                "send(Event(...)) takes no further fields: say data, user, id, ts, v and subject in the "
+                "Event"
             )
     return [str(public_id) for public_id in store(batch)]
 
@@ -150,14 +168,18 @@ def start(
     *,
     user: dict[str, Any] | None = None,
     key: str | None = None,
+    subject: Any = ...,
 ) -> str:
     """The verb behind `Flow.start`."""
     run_of = partial(keys.flow_run_id, flow.id)
     data = {} if data is None else data
-    type_ = _type(events.START, flow.id)
-    return str(
-        run_of(command(events.START, flow.id, data, run_of, user=user, key=key, type_=type_))
-    )
+    fields: dict[str, Any] = {
+        "user": user,
+        "key": key,
+        "subject": subject,
+        "type_": _type(events.START, flow.id),
+    }
+    return str(run_of(command(events.START, flow.id, data, run_of, **fields)))
 
 
 provide(start=start)
@@ -170,6 +192,7 @@ def invoke(
     user: dict[str, Any] | None,
     v: str | None,
     key: str | None,
+    subject: Any,
     sender: Sender,
 ) -> uuid.UUID:
     """Ask for a run whose end the sender is told. Returns the id of the command that starts it.
@@ -180,6 +203,7 @@ def invoke(
         "user": user,
         "key": key,
         "v": v,
+        "subject": subject,
         "type_": _type(events.INVOKE, flow_id),
     }
     run_of = partial(keys.flow_run_id, flow_id)
@@ -317,6 +341,7 @@ def _insert(
     if not encoded:
         return []
     check_database()
+    encoded = _with_subjects(encoded)
     clocksync.synchronise()
     now = clock.now()
     ids = [uuid7() for _ in encoded]
@@ -328,6 +353,30 @@ def _insert(
         _insert_rows(encoded, ids, now, [sender] * len(ids), run_of, shard=shard)
     sql.on_commit(ring.route)
     return ids
+
+
+def _with_subjects(encoded: Sequence[Encoded]) -> Sequence[Encoded]:
+    """The events, with the rows that they are about as these are stored."""
+    alone = len(encoded) == 1
+    given = {
+        index: subjects.of(event.subject, "/subject" if alone else f"/{index}/subject")
+        for index, event in enumerate(encoded)
+        if event.subject is not ... and event.subject is not None
+    }
+    if not given:
+        return encoded
+    return [
+        replace(event, subject=given[index]) if index in given else event
+        for index, event in enumerate(encoded)
+    ]
+
+
+def _subject_of(event: Encoded, sender: Sender | None) -> Subject | None:
+    """What an event is about: what it says, or else its sender."""
+    if event.subject is ...:
+        return sender.subject if sender else None
+    subject: Subject | None = event.subject
+    return subject
 
 
 def _dedupe(encoded: Sequence[Encoded], ids: list[uuid.UUID], now: datetime) -> list[uuid.UUID]:
@@ -375,6 +424,7 @@ def _insert_rows(
     """Insert the events that are not there; each has a sender, or none."""
     by = dict(zip(ids, senders, strict=True))
     rows = _fresh(encoded, ids)
+    about = [_subject_of(event, by[id_]) for id_, event in rows]
     columns: dict[str, list[Any]] = {
         "id": [id_ for id_, _ in rows],
         "name": [event.name for _, event in rows],
@@ -388,6 +438,8 @@ def _insert_rows(
         "target": [event.target for _, event in rows],
         "sender": [sender and sender.run_id for sender in (by[id_] for id_, _ in rows)],
         "depth": [sender.depth if sender else 0 for sender in (by[id_] for id_, _ in rows)],
+        "subject_type_id": [subject and subject.type_id for subject in about],
+        "subject_id": [subject and subject.id for subject in about],
         "error": [""] * len(rows),
         "shard": [
             shards.number_of(str(run_of(id_)) if run_of else event.target or event.name)

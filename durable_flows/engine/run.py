@@ -8,7 +8,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from asgiref.sync import sync_to_async
+
+from durable_flows.engine import subjects
 from durable_flows.engine.history import Claim
+from durable_flows.engine.subjects import Subject
 from durable_flows.flows import Flow
 
 _Base = logging.LoggerAdapter[logging.Logger]
@@ -57,6 +61,7 @@ class Run:
         generation: how often it was retried.
         logger: logs under the name of the handler's module, and says which run it is about; silent
             while code is replayed.
+        about: what the run is about, as it is stored; see `subject`.
     """
 
     id: str
@@ -65,6 +70,19 @@ class Run:
     created_at: datetime
     generation: int
     logger: RunLogger = field(compare=False, repr=False)
+    about: Subject | None = None
+
+    @property
+    def subject(self) -> Any:
+        """The row that the run is about, read now; None if there is none, or none any more.
+
+        Each time anew, since a run may have slept meanwhile. Coroutines use `asubject`.
+        """
+        return subjects.fetch(self.about)
+
+    async def asubject(self) -> Any:
+        """`subject` for coroutines."""
+        return await sync_to_async(subjects.fetch)(self.about)
 
     @classmethod
     def of(cls, claim: Claim, flow: Flow, *, is_replayed: Callable[[], bool]) -> Run:
@@ -75,6 +93,7 @@ class Run:
             version=flow.version,
             created_at=claim.created_at,
             generation=claim.generation,
+            about=claim.subject,
             logger=RunLogger(
                 flow.handler.__module__,
                 run_id=str(claim.run_id),

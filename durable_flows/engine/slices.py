@@ -102,7 +102,7 @@ def _sender(claimed: Claim) -> ingest.Sender:
     """Who sends what this slice sends, and how deep in a chain of runs that stands."""
     since = claimed.started_at if claimed.generation else claimed.created_at
     depth = causality.depth_of_sent(claimed.depth, since=since, now=clock.now())
-    return ingest.Sender(run_id=claimed.run_id, depth=depth)
+    return ingest.Sender(run_id=claimed.run_id, depth=depth, subject=claimed.subject)
 
 
 def _decided(flow: Flow, claimed: Claim, history: History) -> Ending | None:

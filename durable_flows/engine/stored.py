@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from durable_flows.engine import floors, sql
+from durable_flows.engine.subjects import Subject
 from durable_flows.rules import clock, payload
 from durable_flows.rules.events import Event
 
@@ -37,6 +38,7 @@ class Routed:
     depth: int
     sender: uuid.UUID | None
     attempts: int
+    subject: Subject | None
     row: tuple[Any, ...] = field(repr=False)
 
     @property
@@ -93,7 +95,7 @@ def event_id(found: Event) -> uuid.UUID:
 
 _ROUTED = (
     "e.routed, e.received_at, e.deliver_at, e.arrival, e.mark, e.target, e.depth, "
-    "e.sender, e.attempts"
+    "e.sender, e.attempts, e.subject_type_id, e.subject_id"
 )
 
 
@@ -222,6 +224,7 @@ def routed_between(name: str, above: int, up_to: int) -> Iterator[list[Routed]]:
 
 def _routed(row: Sequence[Any]) -> Routed:
     routed, received_at, deliver_at, arrival, mark, target, depth, sender, attempts, *rest = row
+    subject_type, subject_id, *rest = rest
     return Routed(
         id=sql.uid(rest[0]),
         name=rest[1],
@@ -234,5 +237,6 @@ def _routed(row: Sequence[Any]) -> Routed:
         depth=depth,
         sender=sender and sql.uid(sender),
         attempts=attempts,
+        subject=Subject.read(subject_type, subject_id),
         row=tuple(rest),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from django.contrib.contenttypes.fields import GenericForeignKey
 from django.contrib.contenttypes.models import ContentType
 from django.db import models
 from django.db.models import Q
@@ -42,6 +43,7 @@ class Run(models.Model):
         help_text="The model of the row that it is about.",
     )
     subject_id = models.CharField(max_length=255, null=True, help_text="That row's primary key.")
+    subject = GenericForeignKey("subject_type", "subject_id")
     awaited = models.BooleanField(
         default=False, db_default=False, help_text="Somebody is to be told of its end."
     )

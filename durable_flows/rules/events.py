@@ -54,6 +54,8 @@ class Event(Generic[D_co]):
             future it delays the event until then.
         v: the version of the data's shape.
         public_id: the UUIDv7 under which it is stored; given by the engine.
+        subject: the row that it is about, a saved instance of a model; None: none. By default what the
+            run is about that sends it. In a handler it is not said: see `Run.subject`.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Event(Generic[D_co]):
     ts: datetime | int | None = None
     v: str | None = None
     public_id: str = ""
+    subject: Any = field(default=..., repr=False)
 
     if TYPE_CHECKING:  # what it is made of tells what its data are
 
@@ -76,6 +79,7 @@ class Event(Generic[D_co]):
             ts: datetime | int | None = ...,
             v: str | None = ...,
             public_id: str = ...,
+            subject: Any = ...,
         ) -> None: ...
         @overload
         def __init__(
@@ -87,6 +91,7 @@ class Event(Generic[D_co]):
             ts: datetime | int | None = ...,
             v: str | None = ...,
             public_id: str = ...,
+            subject: Any = ...,
         ) -> None: ...
         def __init__(self, name: str, data: Any = ..., *args: Any, **kwargs: Any) -> None:
             """As the attributes say."""
@@ -147,6 +152,7 @@ class Encoded:
     ts: datetime | None
     v: str
     target: str = ""
+    subject: Any = ...
 
     @property
     def size(self) -> int:
@@ -187,6 +193,7 @@ def encode(
             key=names.check_text(event.id, f"{pointer}/id", names.ID_LENGTH),
             ts=_checked_ts(event.ts, f"{pointer}/ts"),
             v=names.check_text(event.v, f"{pointer}/v", names.V_LENGTH),
+            subject=event.subject,
         )
     except InvalidEvent:
         raise
@@ -239,6 +246,7 @@ def encode_command(
     user: dict[str, Any] | None = None,
     key: str | None = None,
     v: str | None = None,
+    subject: Any = ...,
     limits: payload.Limits,
     pointer: str = "",
     type_: EventType[Any] | None = None,
@@ -252,6 +260,7 @@ def encode_command(
         user: the person concerned.
         key: the sender's own id.
         v: version of the shape of ``data``.
+        subject: the row that it is about.
         limits: sizes that the payload may have.
         pointer: where it stands in a list of commands, e.g. ``/3``.
         type_: that its data are of.
@@ -262,7 +271,7 @@ def encode_command(
     carried: Any = data
     try:
         encoded = encode(
-            Event("command", carried, user=user, id=key, v=v),
+            Event("command", carried, user=user, id=key, v=v, subject=subject),
             limits=limits,
             pointer=pointer,
             type_=type_,

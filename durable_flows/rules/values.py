@@ -102,7 +102,10 @@ def _dumped(model: Any) -> Any:
 
 def _fields(value: Any) -> dict[str, Any]:
     try:
-        return {field.name: getattr(value, field.name) for field in fields(value)}
+        said = {field.name: getattr(value, field.name) for field in fields(value)}
+        return {
+            name: one for name, one in said.items() if one is not ...
+        }  # an event's subject, say
     except AttributeError as error:
         raise InvalidPayload(f"{type(value).__name__} lacks a field: {error}") from error
 

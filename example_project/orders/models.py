@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from django.db import models
 
+from durable_flows import FlowSubject
+
 
 class Stock(models.Model):
     """How much there is of something."""
@@ -15,8 +17,10 @@ class Stock(models.Model):
         return f"{self.available} × {self.item}"
 
 
-class Order(models.Model):
-    """What somebody wants."""
+class Order(FlowSubject):
+    """What somebody wants. It stays as long as somebody works on it."""
+
+    flow_runs_on_delete = "protect"
 
     email = models.EmailField()
     item = models.CharField(max_length=40)

@@ -26,7 +26,7 @@ def place(email: str, quantity: int, address: str) -> Order:
     order = Order.objects.create(
         email=email, item="lamp", quantity=quantity, total=40 * quantity, address=address
     )
-    send("order/placed", {"order_id": order.pk, "email": email})
+    send("order/placed", {"order_id": order.pk, "email": email}, subject=order)
     return order
 
 

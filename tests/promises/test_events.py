@@ -136,7 +136,7 @@ def test_public_ids_are_uuids_of_version_7_also_where_an_id_was_given():
 
 
 def test_fields_beside_an_event_object_are_a_type_error():
-    with pytest.raises(TypeError, match="say data, user, id, ts and v in the Event"):
+    with pytest.raises(TypeError, match="say data, user, id, ts, v and subject in"):
         send(Event("a"), {"n": 1})  # type: ignore[call-overload]
     assert stored() == []
 

@@ -105,6 +105,7 @@ def test_a_handler_may_return_its_event():
 
     result = played("go", {"n": 1}, user={"id": 7}).result
     assert (result["name"], result["data"], result["user"]) == ("go", {"n": 1}, {"id": 7})
+    assert "subject" not in result
 
 
 def test_data_and_user_of_an_event_are_written_by_the_same_rules():

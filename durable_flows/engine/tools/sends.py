@@ -51,6 +51,7 @@ class Sends(Tools):
         v: str | None = None,
         timeout: str | float | timedelta | None = None,
         key: str | None = None,
+        subject: Any = ...,
         on_parent_cancel: Literal["cancel", "abandon"] = "cancel",
     ) -> Any:
         """Start a run of a flow and wait for its end, holding no worker.
@@ -64,6 +65,7 @@ class Sends(Tools):
             v: what it finds in ``event.v``.
             timeout: how long to wait; at most 366 days, the default.
             key: joins the run that ``flow.start`` or another invoke has started with this key.
+            subject: the row that the run is about; by default what this run is about, None: nothing.
             on_parent_cancel: whether the invoked run is cancelled too if this one is while it waits.
 
         Returns:
@@ -72,7 +74,8 @@ class Sends(Tools):
         Raises:
             InvokeError: it failed, was cancelled, or was not started. Recorded, and catchable.
             InvokeTimeout: it did not end in time; it goes on. Recorded, and catchable.
-            StepError: ``data``, ``user``, ``v`` or ``key`` cannot be stored. Recorded, and catchable.
+            StepError: ``data``, ``user``, ``v``, ``key`` or ``subject`` cannot be stored. Recorded, and
+                catchable.
             InvalidOption, InvalidDuration: another argument cannot be read.
         """
         invocation = Invocation.of(
@@ -83,6 +86,7 @@ class Sends(Tools):
             v=v,
             timeout=timeout,
             key=key,
+            subject=subject,
             on_parent_cancel=on_parent_cancel,
         )
         place = self._enter(id)
