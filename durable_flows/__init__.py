@@ -22,6 +22,7 @@ __all__ = [
     "Delays",
     "Timeouts",
     "FlowSubject",
+    "Middleware",
     # in a handler
     "Event",
     "EventType",
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
         RetryAfterError,
         StepError,
     )
+    from durable_flows.middleware import Middleware
     from durable_flows.rules.backoff import Delays, Exponential, Fixed, Retries
     from durable_flows.rules.event_types import EventType
     from durable_flows.rules.events import Event
@@ -85,6 +87,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "durable_flows.declare": ("flow",),
+    "durable_flows.middleware": ("Middleware",),
     "durable_flows.rules.options": ("On", "CancelOn", "Timeouts", "Awaited"),
     "durable_flows.rules.backoff": ("Retries", "Exponential", "Fixed", "Delays"),
     "durable_flows.rules.event_types": ("EventType",),

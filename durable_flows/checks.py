@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from celery import current_app
@@ -12,8 +12,11 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.db import connections, transaction
 
-from durable_flows import conf
+from durable_flows import conf, installed
 from durable_flows.errors import InvalidSetting
+from durable_flows.flows import Flow
+from durable_flows.middleware import Sealing
+from durable_flows.registry import registry
 
 SQLITE_AT_LEAST = (3, 35)
 POSTGRES_AT_LEAST = 14_00_00
@@ -51,6 +54,40 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[Ch
             )
         )
     return found
+
+
+@register()
+def check_middleware(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
+    """What the settings list as middleware is there, and nothing is matched that it encrypts."""
+    try:
+        conf.settings()
+    except InvalidSetting:  # `check_settings` says so
+        return []
+    try:
+        chain = installed.chain()
+    except InvalidSetting as error:
+        return [Error(str(error), id="durable_flows.E005")]
+    sealing = [one for one in chain.members if isinstance(one, Sealing)]
+    return [
+        Warning(
+            f"Flow {flow.id!r} looks at event.{path}, which is encrypted: {option} never holds.",
+            hint="Leave that path out of Encryption(fields=…), or name it in readable=.",
+            id="durable_flows.W006",
+        )
+        for flow in registry
+        for option, path in _looked_at(flow)
+        if any(one.seals(path) for one in sealing)
+    ]
+
+
+def _looked_at(flow: Flow) -> Iterator[tuple[str, str]]:
+    """The paths that the triggers and cancel rules of a flow compare, each with the option."""
+    for trigger in flow.on:
+        for path in trigger.condition("").paths:
+            yield f"On({trigger.event!r}, if_=…)", path
+    for rule in flow.cancel_on:
+        for path in rule.condition().paths:
+            yield f"CancelOn({rule.event!r})", path
 
 
 @register(Tags.database)

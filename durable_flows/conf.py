@@ -55,6 +55,14 @@ class Settings:
     MAX_RUN_BYTES: int = 32 * MIB
     #: Steps of one run.
     MAX_STEPS: int = 1_000
+    #: Bytes of a result above which it goes to ``STORAGES["durable_flows"]``, if there is one.
+    STORE_OVER_BYTES: int = 64 * KIB
+    #: What surrounds events, runs, steps and values: instances of `Middleware`, their classes, or paths.
+    MIDDLEWARE: tuple[Any, ...] | list[Any] = ()
+    #: Says, where an event is sent, for which tenant: a callable without arguments, or its path.
+    TENANT: Any = ""
+    #: Makes code work for a tenant: a callable of it that returns a context manager, or its path.
+    TENANT_SCOPE: Any = ""
     #: Levels of nesting in a payload.
     MAX_DEPTH: int = 64
     #: Keys of all objects in a payload.
@@ -122,17 +130,21 @@ def parse(raw: dict[str, Any]) -> Settings:
 
 def _check(name: str, value: Any) -> None:
     default = getattr(DEFAULTS, name)
+    if name in ("TENANT", "TENANT_SCOPE") and callable(value):
+        return
     if name == "RING" and value not in ("thread", "inline", "off"):
         raise InvalidSetting(f'DURABLE_FLOWS["RING"] is "thread", "inline" or "off", not {value!r}')
-    if isinstance(default, bool | str):
-        wanted: tuple[type, ...] = (type(default),)
+    if name == "MIDDLEWARE":
+        wanted: tuple[type, ...] = (list, tuple)
+    elif isinstance(default, bool | str):
+        wanted = (type(default),)
     else:
         wanted = (int, float) if isinstance(default, float) else (int,)
     if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
         raise InvalidSetting(
             f'DURABLE_FLOWS["{name}"] takes {" or ".join(t.__name__ for t in wanted)}, not {value!r}'
         )
-    if isinstance(value, bool | str):
+    if isinstance(value, bool | str | list | tuple):
         return
     if not 0 < cast(float, value) < math.inf:  # neither is NaN
         raise InvalidSetting(f'DURABLE_FLOWS["{name}"] must be positive and finite, not {value!r}')

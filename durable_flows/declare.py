@@ -6,9 +6,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from durable_flows.errors import InvalidOption
+from durable_flows.errors import InvalidOption, InvalidSetting
 from durable_flows.flows import ON_CANCEL, ON_FAILURE, Ending, Flow
 from durable_flows.handlers import Handler, parameters_of
+from durable_flows.installed import made
+from durable_flows.middleware import Middleware
 from durable_flows.registry import registry
 from durable_flows.rules.backoff import Retries
 from durable_flows.rules.options import (
@@ -35,6 +37,8 @@ def flow(
     strict: bool = False,
     version: int | None = None,
     queue: str = "",
+    middleware: Sequence[Middleware | type[Middleware] | str] = (),
+    references: bool = False,
     on_failure: Handler | None = None,
     on_cancel: Handler | None = None,
 ) -> Callable[[Handler], Flow]:
@@ -55,6 +59,10 @@ def flow(
             highest starts new runs, and a run stays with the one that has started it. A flow
             without a version is older than all that have one.
         queue: Celery queue on which its runs execute; default the project's.
+        middleware: what surrounds its runs, their steps and what these return, inside what the settings
+            list: instances of `Middleware`, their classes, or dotted paths of these.
+        references: model instances in results are stored as references to their rows, and fetched again
+            when the result is read. Otherwise they are refused.
         on_failure: a function that handles its failed runs, as `Flow.on_failure`.
         on_cancel: a function that handles its runs that are cancelled, as `Flow.on_cancel`.
 
@@ -73,10 +81,12 @@ def flow(
             cancel_on=_cancels(id, cancel_on),
             retries=_retries(id, retries),
             timeouts=_timeouts(id, timeouts),
-            strict=_strict(id, strict),
+            strict=_flag(id, "strict", strict),
             version=_version(id, version),
             queue=_queue(id, queue),
             parameters=parameters_of(id, handler),
+            middleware=_middleware(id, middleware),
+            references=_flag(id, "references", references),
         )
         _register(declared, {ON_FAILURE: on_failure, ON_CANCEL: on_cancel})
         return declared
@@ -161,10 +171,18 @@ def _timeouts(id: str, timeouts: Any) -> Timeouts | None:
     return timeouts
 
 
-def _strict(id: str, strict: Any) -> bool:
-    if not isinstance(strict, bool):
-        raise InvalidOption(f"flow {id!r}: strict= is True or False, not {strict!r}")
-    return strict
+def _flag(id: str, option: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise InvalidOption(f"flow {id!r}: {option}= is True or False, not {value!r}")
+    return value
+
+
+def _middleware(id: str, given: Any) -> tuple[Middleware, ...]:
+    listed = _listed(id, "middleware=", given, "a Middleware")
+    try:
+        return tuple(made(one) for one in listed)
+    except InvalidSetting as error:
+        raise InvalidOption(f"flow {id!r}: middleware= {error}") from error
 
 
 def _version(id: str, version: Any) -> int:

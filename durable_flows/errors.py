@@ -366,6 +366,22 @@ class LimitExceeded(NonRetriableError):
     """A run went over one of its limits."""
 
 
+class StorageUnavailable(DurableFlowsError):
+    """The storage that holds large results does not answer; the step, or the code, is tried again."""
+
+
+class DecryptionFailed(DurableFlowsError):
+    """A value was encrypted with a key that is not there; it is stored as it was."""
+
+
+class ResultGone(NonRetriableError):
+    """The file that holds a large result is not there any more."""
+
+
+class RowGone(NonRetriableError):
+    """A row that a result names is not there any more."""
+
+
 class SignalTaken(NonRetriableError):
     """Another step waits for a signal of this name."""
 
@@ -405,6 +421,18 @@ class Diverged(BaseException):
     """
 
     def __init__(self, error: DeterminismError, /) -> None:
+        self.error = error
+        super().__init__(str(error))
+
+
+class Unreadable(BaseException):
+    """What is recorded cannot be read; the slice ends here, and is an attempt that failed.
+
+    Attributes:
+        error: why.
+    """
+
+    def __init__(self, error: Exception, /) -> None:
         self.error = error
         super().__init__(str(error))
 

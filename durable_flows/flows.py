@@ -12,6 +12,7 @@ from typing import Any
 
 from durable_flows.errors import DurableFlowsError, InvalidHandler, InvalidOption
 from durable_flows.handlers import Handler, parameters_of
+from durable_flows.middleware import Middleware
 from durable_flows.rules import endings
 from durable_flows.rules.backoff import Retries
 from durable_flows.rules.event_types import EventType
@@ -35,6 +36,8 @@ class Flow:
         version: of several flows of this id the highest starts new runs; 0: it was given none.
         queue: the Celery queue its runs execute on; empty: the project's default.
         parameters: which of `PARAMETERS` the handler takes.
+        middleware: what surrounds its runs, inside that of the settings.
+        references: whether model rows in results are stored as references.
         of: id of the flow whose failures or cancellations it handles; empty: it is nobody's handler.
     """
 
@@ -48,6 +51,8 @@ class Flow:
     version: int = 0
     queue: str = ""
     parameters: frozenset[str] = frozenset()
+    middleware: tuple[Middleware, ...] = ()
+    references: bool = False
     of: str = ""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -219,6 +224,8 @@ class Ending:
             version=owner.version,
             queue=owner.queue,
             parameters=parameters_of(id, handler),
+            middleware=owner.middleware,
+            references=owner.references,
             of=owner.id,
         )
 

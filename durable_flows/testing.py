@@ -23,12 +23,13 @@ from typing import Any, TypeVar, overload
 from django.db.models import QuerySet
 
 from durable_flows import conf
-from durable_flows.engine import failpoints, ingest, leases, ring, stored, subjects
+from durable_flows.engine import failpoints, ingest, keeping, leases, ring, stored, subjects
 from durable_flows.engine import tick as housekeeping
 from durable_flows.engine.subjects import Subject
 from durable_flows.errors import UnknownRun
+from durable_flows.middleware import About
 from durable_flows.models import BulkAction, Due, Event, Run
-from durable_flows.rules import clock, durations, events, payload
+from durable_flows.rules import clock, durations, events
 from durable_flows.rules.event_types import EventType, type_of
 from durable_flows.rules.states import HELD
 
@@ -344,8 +345,8 @@ def _view(run: Run) -> RunView:
         version=run.version,
         state=run.state,
         activity=due.state if due else "",
-        result=_decoded(run.result),
-        error=_decoded(run.error),
+        result=keeping.shown(run.result, About("result", run.flow)),
+        error=keeping.shown(run.error, About("error", run.flow)),
         reason=run.reason,
         subject=subjects.fetch(Subject.read(run.subject_type_id, run.subject_id)),
         origin=str(run.origin or ""),
@@ -357,8 +358,8 @@ def _view(run: Run) -> RunView:
                 key=step.key,
                 kind=step.kind,
                 state=step.state,
-                output=_decoded(step.output),
-                error=_decoded(step.error),
+                output=keeping.shown(step.output, About("step", run.flow, step.key)),
+                error=keeping.shown(step.error, About("error", run.flow, step.key)),
             )
             for step in run.steps.order_by("seq")
         ),
@@ -369,7 +370,3 @@ def _view(run: Run) -> RunView:
 
 def _ids(runs: QuerySet[Run]) -> tuple[str, ...]:
     return tuple(str(run_id) for run_id in runs.values_list("pk", flat=True))
-
-
-def _decoded(text: str | None) -> Any:
-    return None if text is None else payload.loads(text)

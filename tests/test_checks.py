@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 from celery import Celery, current_app
+from cryptography.fernet import Fernet
 from django.core.checks import Error, Warning, run_checks
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
 from django.db import connection, connections
 from django.test import override_settings
 
-from durable_flows import checks
+from durable_flows import CancelOn, On, checks, flow
+from durable_flows.encryption import Encryption
 
 GOOD = {"RING": "off"}
 
@@ -86,6 +88,31 @@ def test_a_heartbeat_that_is_too_slow_for_its_lease_is_an_error():
     (message,) = found("durable_flows.E004", HEARTBEAT_SECONDS=16, LEASE_SECONDS=30)
     assert "16" in message.msg
     assert "30" in message.msg
+
+
+def test_middleware_that_is_not_there_is_an_error_that_names_it():
+    (message,) = found("durable_flows.E005", MIDDLEWARE=["shop.nothing"])
+    assert "'shop.nothing' cannot be imported" in message.msg
+
+
+def test_a_flow_that_compares_what_is_encrypted_is_warned_of():
+    sealed = Encryption([Fernet.generate_key()], fields=["data"], readable=["data.order"])
+
+    @flow(
+        "shuts", on=On("a", if_="event.data.code == 1"), cancel_on=CancelOn("b", match="data.x.y")
+    )
+    def shuts():
+        pass
+
+    @flow("reads", on="a", cancel_on=CancelOn("b", match="data.order"))
+    def reads():
+        pass
+
+    messages = found("durable_flows.W006", MIDDLEWARE=[sealed])
+    assert [(m.msg.split(",")[0], m.msg.split(": ")[1]) for m in messages] == [
+        ("Flow 'shuts' looks at event.data.code", "On('a', if_=…) never holds."),
+        ("Flow 'shuts' looks at event.data.x.y", "CancelOn('b') never holds."),
+    ]
 
 
 def test_errors_of_settings_stop_the_check_command():

@@ -55,6 +55,8 @@ _BY_TYPE: dict[str, list[Any]] = {
     "float": [0, -1, 0.0, "5", None, True, [1], float("nan"), float("inf")],
     "bool": [0, 1, "true", None],
     "str": [7, None, b"x", True],
+    "tuple[Any, ...] | list[Any]": ["a path", 7, None, {}],
+    "Any": [7, None, True, []],  # a callable, or its path
 }
 WRONG = [
     (field.name, value)

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from celery.app.defaults import NAMESPACES, flatten
 from celery.bin.celery import celery as celery_command
+from cryptography.fernet import Fernet
 from django.conf import global_settings
 from django.core.management import get_commands, load_command_class
 from django.core.management.base import DjangoHelpFormatter
@@ -136,7 +137,10 @@ EVERYBODYS = {"INSTALLED_APPS", "DATABASES", *vars(global_settings), *CELERY_SET
 
 
 @pytest.mark.parametrize("block", [b for b in blocks("python") if b.is_settings], ids=place)
-def test_settings_are_known_to_whoever_reads_them(block: Block, settings: Any) -> None:
+def test_settings_are_known_to_whoever_reads_them(
+    block: Block, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLOWS_KEY", Fernet.generate_key().decode())
     given: dict[str, Any] = {"INSTALLED_APPS": [], "DATABASES": {"default": {}}}
     exec(block.text, given)
     names = {name for name in given if name.isupper()}
@@ -185,6 +189,8 @@ def test_a_command_exists_and_takes_its_options(words: list[str]) -> None:
     program = program.rpartition("/")[2]
     if program == "python" and arguments[0] == "manage.py":
         _check_manage(*arguments[1:])
+    elif program == "python" and arguments[0] == "-c":
+        exec(arguments[1], {})
     elif program == "django-admin":
         assert arguments[0] == "startproject"
     elif program == "celery":

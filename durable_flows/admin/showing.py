@@ -14,7 +14,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from durable_flows.errors import InvalidPayload
-from durable_flows.rules import clock, durations, payload
+from durable_flows.rules import clock, durations, envelopes, payload
 
 NOTHING = "–"
 PAGE_CHARACTERS = 20_000  # of a payload that has the page for itself
@@ -64,6 +64,9 @@ def pretty(text: str | None, most: int = PAGE_CHARACTERS, *, left_out: int = 0) 
     """
     if text is None:
         return ""
+    if name := envelopes.file_of(text):
+        return f"{envelopes.size_of_file(text):,} bytes, in file {name}"
+    text, _ = envelopes.without_rows(text)
     shown = text if left_out or len(text) > 4 * most else _indented(text)
     return cut(shown, most, left_out=left_out)
 

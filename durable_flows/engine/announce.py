@@ -22,7 +22,7 @@ from durable_flows.engine import audience, failpoints, ingest, observed, settle,
 from durable_flows.engine.history import Claim, Waiting
 from durable_flows.engine.subjects import Subject
 from durable_flows.models import Run
-from durable_flows.rules import causality, clock, endings, events, keys
+from durable_flows.rules import causality, clock, endings, envelopes, events, keys
 from durable_flows.rules.states import ACTIONS
 
 AT_ONCE = 100  # ends told by one statement
@@ -158,7 +158,9 @@ def _told(
     for row in rows:
         end, sender, ended_at = _end(row)
         data = endings.document(end, most=most)
-        encoded = events.Encoded(name="", data=data, user=None, key="", ts=ended_at, v="")
+        encoded = events.Encoded(
+            name="", data=data, user=None, key="", ts=ended_at, v="", context=_context(row)
+        )
         run_id = sql.uid(row[0])
         for name in endings.names(end.state):
             if name in heard[run_id]:
@@ -182,7 +184,7 @@ def _end(row: sql.Row) -> tuple[endings.End, ingest.Sender, datetime]:
         reason=reason,
         event=_as_text(rest[3:]),
         error=error,
-        result=result,
+        result=_short(result),
     )
     moments = (created_at, started_at, ended_at)
     subject = Subject.read(subject_type, subject_id)
@@ -201,6 +203,19 @@ def _sender(
     since = (started_at or ended_at) if generation else created_at
     sent_at_depth = causality.depth_of_sent(depth, since=since, now=ended_at)
     return ingest.Sender(run_id=run_id, depth=sent_at_depth, subject=subject)
+
+
+def _short(result: str | None) -> str | None:
+    """A result that is not in a file: that is too long for an event."""
+    if result is None or envelopes.is_plain(result):
+        return result
+    plain, _ = envelopes.without_rows(result)
+    return plain if envelopes.is_plain(plain) else None
+
+
+def _context(row: sql.Row) -> str:
+    """What was captured where the run's trigger was sent: what tells of its end has that, too."""
+    return str(row[-1])
 
 
 def _as_text(row: Sequence[object]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -17,7 +17,7 @@ from django.forms import BaseForm, Form
 from django.utils.module_loading import import_string
 
 from durable_flows import conf, models
-from durable_flows.engine import ingest, sql
+from durable_flows.engine import ingest, keeping, sql
 from durable_flows.engine.history import Claim, Waiting
 from durable_flows.errors import (
     ApprovalClosed,
@@ -203,7 +203,8 @@ def decide(
         comment=comment,
         data=_cleaned(found, approved, data),
     )
-    said = {"approval": str(found.pk), **decision.said()}
+    sealed = replace(decision, data=keeping.said(decision.data, events.DECIDED))
+    said = {"approval": str(found.pk), **sealed.said()}
     if not ingest.decide(found.pk, said, run_id=found.run_id):
         raise ApprovalClosed(f"approval {found.pk} has been decided by somebody else")
 

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from durable_flows import conf
 from durable_flows.declare import check_id
-from durable_flows.errors import InvalidOption, InvalidPayload, UnserialisableResult
+from durable_flows.errors import InvalidOption, InvalidPayload
 from durable_flows.flows import Flow
-from durable_flows.rules import clock, durations, payload, values
+from durable_flows.rules import clock, durations, values
 from durable_flows.rules.backoff import Retries
 from durable_flows.rules.options import Awaited, check_awaited_name, longest_wait
 from durable_flows.rules.values import Object
@@ -153,18 +152,6 @@ def _flow_id(flow: object, what: str) -> str:
     except InvalidOption as error:
         raise InvalidOption(f"{what}: {error}") from error
     return flow
-
-
-def encode(result: Any, key: str) -> str:
-    """A step's result as JSON text.
-
-    Raises:
-        UnserialisableResult: it has none, or one that is too long.
-    """
-    try:
-        return payload.dumps(result, limits=conf.settings().result_limits)
-    except InvalidPayload as error:
-        raise UnserialisableResult(f"the result of step {key!r}, {error}") from error
 
 
 def check_step_id(id: object) -> None:

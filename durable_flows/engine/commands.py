@@ -11,8 +11,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from durable_flows import conf, models
-from durable_flows.engine import edits, ingest
+from durable_flows import conf, installed, models
+from durable_flows.engine import edits, ingest, keeping
 from durable_flows.engine.edits import Place
 from durable_flows.engine.subjects import Subject
 from durable_flows.errors import (
@@ -185,7 +185,7 @@ def rerun(
     row = _runs().filter(pk=run).only("flow", "event_id").first()
     if row is None:
         raise UnknownRun(_not_there(run))
-    asked |= _from(run, from_step, input, output)
+    asked |= _from(run, row.flow, from_step, input, output)
     if data is not None:
         asked["event"] = str(_edited(row, data))
     run_of = partial(keys.flow_run_id, row.flow)
@@ -196,7 +196,9 @@ def rerun(
 # -- a step of a run that is done again --------------------------------------------------------
 
 
-def _from(run: uuid.UUID, step: str | None, input: Any, output: Any) -> dict[str, Any]:
+def _from(
+    run: uuid.UUID, flow_id: str, step: str | None, input: Any, output: Any
+) -> dict[str, Any]:
     """What a command to do a run again says of the step from which on, and what is edited of that."""
     if step is None:
         if input is not None or output is not ...:
@@ -205,7 +207,9 @@ def _from(run: uuid.UUID, step: str | None, input: Any, output: Any) -> dict[str
             )
         return {}
     _check_key("rerun", step)
-    place = Place.of(run, step)
+    place = Place.of(run, step, flow_id)
+    flow = registry.find(flow_id)
+    chain = installed.chain(flow.middleware if flow else ())
     asked: dict[str, Any] = {"from_step": step, "before": place.seq}
     if place.parts:
         asked["parts"] = list(place.parts)
@@ -214,9 +218,9 @@ def _from(run: uuid.UUID, step: str | None, input: Any, output: Any) -> dict[str
             raise InvalidOption(
                 "rerun(): a step whose output= is given is not executed; leave out its input="
             )
-        asked["input"] = edits.given(input, place)
+        asked["input"] = edits.given(input, place, chain)
     if output is not ...:
-        asked |= {"kind": place.kind, "output": edits.encoded(output, place)}
+        asked |= {"kind": place.kind, "output": edits.encoded(output, place, chain)}
     return asked
 
 
@@ -235,10 +239,19 @@ def _edited(row: models.Run, data: Object) -> uuid.UUID:
         raise UnknownRun(f"the event of run {row.pk} is no longer kept")
     type_ = _type(event.name, row.flow)
     limits = conf.settings().event_limits
-    encoded = events.encode_command(event.name, str(row.pk), data, limits=limits, type_=type_)
+    encoded = events.encode_command(
+        event.name, str(row.pk), data, limits=limits, type_=type_, seal=keeping.sealing()
+    )
     v = event.v if type_ is None else type_.v or ""
-    subject = Subject.read(event.subject_type_id, event.subject_id)
-    whole = replace(encoded, user=event.user, key=event.key, ts=event.ts, v=v, subject=subject)
+    whole = replace(
+        encoded,
+        user=event.user,
+        key=event.key,
+        ts=event.ts,
+        v=v,
+        subject=Subject.read(event.subject_type_id, event.subject_id),
+        context=event.context,
+    )
     return ingest.store_for_one_run(whole, depth=event.depth, sent_by=event.sender)
 
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 import uuid
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from durable_flows import conf, models
+from durable_flows.engine import keeping
 from durable_flows.engine.approvals import Decision
 from durable_flows.errors import InvalidOption, UnknownStep
+from durable_flows.middleware import About, Chain
 from durable_flows.rules import clock, events, payload, replays, signals
 from durable_flows.rules.events import DECIDED, SIGNALLED, Event
 from durable_flows.rules.signals import Signal
@@ -38,6 +41,7 @@ class Place:
         seq: its place among the recorded steps, or that which it would have had.
         kind: which tool.
         parts: the keys of its waits, if it is one with several.
+        flow: the run's.
     """
 
     run: uuid.UUID
@@ -45,9 +49,10 @@ class Place:
     seq: int
     kind: str
     parts: tuple[str, ...] = ()
+    flow: str = ""
 
     @classmethod
-    def of(cls, run: uuid.UUID, key: str) -> Place:
+    def of(cls, run: uuid.UUID, key: str, flow: str) -> Place:
         """Where this step stands. Raises `UnknownStep`."""
         recorded = {
             name: (seq, kind)
@@ -58,7 +63,7 @@ class Place:
         parts = _parts(run, key, [name for name in recorded if recorded[name][1] == StepKind.WAIT])
         if key in recorded:
             seq, kind = recorded[key]
-            return cls(run=run, key=key, seq=seq, kind=kind, parts=parts)
+            return cls(run=run, key=key, seq=seq, kind=kind, parts=parts, flow=flow)
         kind = StepKind.WAIT if parts else _begun(run, key)
         if not kind:
             named = ", ".join(map(repr, list(recorded)[:STEPS_NAMED])) or "none"
@@ -67,7 +72,7 @@ class Place:
                 key, f"run {run} has not come to a step {key!r}; it has recorded {named}{more}"
             )
         after = max((seq for seq, _ in recorded.values()), default=0) + 1
-        return cls(run=run, key=key, seq=after, kind=kind, parts=parts)
+        return cls(run=run, key=key, seq=after, kind=kind, parts=parts, flow=flow)
 
 
 def _rows(model: type[Any], run: uuid.UUID) -> Any:
@@ -95,8 +100,13 @@ def _begun(run: uuid.UUID, key: str) -> str:
 # -- what it is given ------------------------------------------------------------------------
 
 
-def given(input: Any, place: Place) -> str:
+def given(input: Any, place: Place, chain: Chain) -> str:
     """What a step's function is to be called with, as JSON text.
+
+    Args:
+        input: positional arguments, or named ones.
+        place: the step.
+        chain: the flow's middleware.
 
     Raises:
         InvalidOption: the step calls no function, or these are no arguments.
@@ -110,14 +120,20 @@ def given(input: Any, place: Place) -> str:
         raise InvalidOption(
             f"rerun(): input= is a list of arguments, or a dict of named ones, not {input!r}"
         )
-    return payload.dumps(input, limits=conf.settings().result_limits, pointer="/input")
+    stored = chain.into(input, About("input", place.flow, place.key))
+    return payload.dumps(stored, limits=conf.settings().result_limits, pointer="/input")
 
 
 # -- what it has come to ---------------------------------------------------------------------
 
 
-def encoded(output: Any, place: Place) -> str | None:
+def encoded(output: Any, place: Place, chain: Chain) -> str | None:
     """What a step is said to have come to, as JSON text in the shape that its tool reads back.
+
+    Args:
+        output: that.
+        place: the step.
+        chain: the flow's middleware.
 
     Raises:
         InvalidOption: the step has no output, or none like this.
@@ -132,6 +148,8 @@ def encoded(output: Any, place: Place) -> str | None:
     elif place.kind not in (StepKind.RUN, StepKind.INVOKE):
         why = _NO_OUTPUT.get(place.kind, f"has no output of its own ({place.kind})")
         raise InvalidOption(f"rerun(): step {place.key!r} {why}")
+    if place.kind in (StepKind.RUN, StepKind.INVOKE, StepKind.MAP):
+        output = chain.into(output, About("step", place.flow, place.key))
     return payload.dumps(output, limits=conf.settings().result_limits, pointer="/output")
 
 
@@ -190,15 +208,22 @@ def _recorded_count(place: Place) -> int:
     return len(payload.loads(step.output)) if step and step.output else 0
 
 
-def _as_dict(event: Event, pointer: str) -> dict[str, Any]:
-    events.encode(event, limits=conf.settings().event_limits, pointer=pointer)
-    return replace(event, ts=event.ts or clock.now()).as_dict()
+def _as_dict(event: Event[Any], pointer: str) -> dict[str, Any]:
+    seal, limits = keeping.sealing(), conf.settings().event_limits
+    encoded = events.encode(
+        event, limits=limits, pointer=pointer, seal=seal and partial(seal, event.name)
+    )
+    document = replace(event, ts=event.ts or clock.now()).as_dict()
+    user = encoded.user and payload.loads(encoded.user)
+    return {**document, "data": payload.loads(encoded.data), "user": user}
 
 
 def _as_command(output: Any) -> dict[str, Any]:
     """The command by which the wait would have ended."""
     try:
-        event = signals.told(output) if isinstance(output, Signal) else output.told()
+        name = output.name if isinstance(output, Signal) else DECIDED
+        stored = replace(output, data=keeping.said(output.data, name))
+        event = signals.told(stored) if isinstance(stored, Signal) else stored.told()
     except (AttributeError, TypeError) as error:
         raise InvalidOption(f"rerun(): output= has a field that cannot be read: {error}") from error
     limits = conf.settings().event_limits

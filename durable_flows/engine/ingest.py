@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from typing import Any, TypedDict, TypeVar, Unpack, overload
@@ -19,8 +19,8 @@ from asgiref.sync import sync_to_async
 from django.db import connections
 from uuid_utils.compat import uuid7
 
-from durable_flows import conf, models, signals
-from durable_flows.engine import clocksync, observed, ring, shards, sql, subjects
+from durable_flows import conf, installed, models, signals
+from durable_flows.engine import clocksync, keeping, observed, ring, shards, sql, subjects
 from durable_flows.engine.subjects import Subject
 from durable_flows.errors import InvalidEvent, WrongDatabase
 from durable_flows.flows import Flow, provide
@@ -45,11 +45,13 @@ class Sender:
     Attributes:
         depth: how deep what it sends stands in a chain of runs and events.
         subject: what it is about, and what it sends, unless that says otherwise.
+        context: what was captured where its own event was sent; what it sends has that, too.
     """
 
     run_id: uuid.UUID
     depth: int
     subject: Subject | None = None
+    context: Mapping[str, Any] = field(default_factory=dict)
 
 
 _here: ContextVar[Sender | None] = ContextVar("durable_flows_sender", default=None)
@@ -153,13 +155,22 @@ def store(batch: Sequence[Event[Any]], *, sender: Sender | None = None) -> list[
             f"{len(batch):,} events in one call, the limit is {limits.MAX_EVENTS:,} "
             f"({conf.shown('MAX_EVENTS')}); send them in several calls"
         )
-    encoded = events.encode_all(batch, limits=limits.event_limits)
+    sender = sender or _here.get()
+    leaving = [_leaving(event, sender) for event in batch]
+    encoded = events.encode_all(leaving, limits=limits.event_limits, seal=keeping.sealing())
     if (size := sum(event.size for event in encoded)) > limits.MAX_SEND_BYTES:
         raise InvalidEvent(
             f"the events of one call have {size:,} bytes together, the limit is "
             f"{limits.MAX_SEND_BYTES:,} ({conf.shown('MAX_SEND_BYTES')}); send them in several calls"
         )
-    return _insert(encoded, sender=sender or _here.get())
+    return _insert(encoded, sender=sender)
+
+
+def _leaving(event: Event[Any], sender: Sender | None) -> Event[Any]:
+    """An event, with what is captured where it is sent."""
+    if sender is not None and sender.context:
+        event = replace(event, context={**sender.context, **event.context})
+    return installed.chain().sent(event)
 
 
 def start(
@@ -172,14 +183,10 @@ def start(
 ) -> str:
     """The verb behind `Flow.start`."""
     run_of = partial(keys.flow_run_id, flow.id)
-    data = {} if data is None else data
-    fields: dict[str, Any] = {
-        "user": user,
-        "key": key,
-        "subject": subject,
-        "type_": _type(events.START, flow.id),
-    }
-    return str(run_of(command(events.START, flow.id, data, run_of, **fields)))
+    sender, type_ = _here.get(), _type(events.START, flow.id)
+    carried: Any = {} if data is None else data
+    asked = _leaving(Event(events.START, carried, user=user, subject=subject), sender)
+    return str(run_of(_command_to_run(asked, flow.id, run_of, key=key, sender=sender, type_=type_)))
 
 
 provide(start=start)
@@ -199,15 +206,37 @@ def invoke(
 
     Of a flow that was started or invoked with the same key before it is that command's id.
     """
-    fields: dict[str, Any] = {
-        "user": user,
-        "key": key,
-        "v": v,
-        "subject": subject,
-        "type_": _type(events.INVOKE, flow_id),
-    }
     run_of = partial(keys.flow_run_id, flow_id)
-    return command(events.INVOKE, flow_id, data, run_of, sender=sender, **fields)
+    carried: Any = data
+    asked = _leaving(Event(events.INVOKE, carried, user=user, v=v, subject=subject), sender)
+    type_ = _type(events.INVOKE, flow_id)
+    return _command_to_run(asked, flow_id, run_of, key=key, sender=sender, type_=type_)
+
+
+def _command_to_run(
+    asked: Event[Any],
+    flow_id: str,
+    run_of: RunOf,
+    *,
+    key: str | None,
+    sender: Sender | None,
+    type_: EventType[Any] | None,
+) -> uuid.UUID:
+    """Store a command that starts a run. Returns its id."""
+    return command(
+        asked.name,
+        flow_id,
+        asked.data,
+        run_of,
+        sender=sender,
+        user=asked.user,
+        key=key,
+        v=asked.v,
+        subject=asked.subject,
+        context=asked.context,
+        type_=type_,
+        seal=keeping.sealing(),
+    )
 
 
 def _type(name: str, flow_id: str) -> EventType[Any] | None:
@@ -232,11 +261,19 @@ def invoke_all(
         sender: the run that asks, which is told of their ends.
     """
     limits, type_ = conf.settings().event_limits, _type(events.INVOKE, flow_id)
+    asked = [_leaving(Event(events.INVOKE, dict(data)), sender) for data in items]
     encoded = [
         events.encode_command(
-            events.INVOKE, flow_id, dict(data), limits=limits, pointer=f"/{n}", type_=type_
+            events.INVOKE,
+            flow_id,
+            one.data,
+            context=one.context,
+            limits=limits,
+            pointer=f"/{n}",
+            type_=type_,
+            seal=keeping.sealing(),
         )
-        for n, data in enumerate(items)
+        for n, one in enumerate(asked)
     ]
     delayed = [
         replace(one, ts=events.LATEST) if wait else one
@@ -436,6 +473,7 @@ def _insert_rows(
         "deliver_at": [max(event.ts or now, now) for _, event in rows],
         "v": [event.v for _, event in rows],
         "target": [event.target for _, event in rows],
+        "context": [event.context for _, event in rows],
         "sender": [sender and sender.run_id for sender in (by[id_] for id_, _ in rows)],
         "depth": [sender.depth if sender else 0 for sender in (by[id_] for id_, _ in rows)],
         "subject_type_id": [subject and subject.type_id for subject in about],

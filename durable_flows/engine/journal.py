@@ -17,6 +17,7 @@ from durable_flows.engine import failpoints, signatures, sql
 from durable_flows.engine.arguments import Invocation, Mapped
 from durable_flows.engine.fence import MINE
 from durable_flows.engine.history import Child, Claim, History, Progress, Recorded, Waiting, size_of
+from durable_flows.engine.keeping import Values
 from durable_flows.engine.recording import Recording
 from durable_flows.engine.scopes import Branch
 from durable_flows.errors import SignalTaken, Suspend, UnserialisableResult
@@ -60,6 +61,7 @@ class Journal(Recording):
     Args:
         claim: the run and the lease under which it is written.
         history: what earlier slices recorded.
+        values: how results are kept and read.
         store: inserts events in the current transaction and returns their ids.
         look_back: ends a wait by an event that is already there, if there is one.
         last_look: the same, for a wait whose time is over; ends it by the timeout otherwise.
@@ -77,6 +79,7 @@ class Journal(Recording):
         self,
         claim: Claim,
         history: History,
+        values: Values,
         *,
         store: Callable[[Sequence[Event]], list[uuid.UUID]],
         look_back: Callable[[Claim, Waiting], Waiting],
@@ -90,7 +93,7 @@ class Journal(Recording):
         ends_of: Callable[[Claim, str, int], list[Child]],
         is_strict: bool = False,
     ) -> None:
-        super().__init__(claim, history, told_to_stop, is_strict)
+        super().__init__(claim, history, values, told_to_stop, is_strict)
         self._store = store
         self._look_back = look_back
         self._last_look = last_look
@@ -304,8 +307,14 @@ class Journal(Recording):
         if not child.is_over:
             self.suspend(child.expires_at)
         began, failure = child.created_at, child.failure
-        output = child.result if failure is None else None
+        output = self._as_own(child.result, key) if failure is None else None
         return self.record(key, StepKind.INVOKE, output=output, error=failure, started_at=began)
+
+    def _as_own(self, result: str | None, key: str) -> str | None:
+        """What is kept of a child's result here: it may be purged before this run is."""
+        if result is None:
+            return None
+        return self._at_hand(lambda: self.values.kept(Values.whole(result), key))
 
     def map(self, key: str, asked: Mapped) -> Recorded:
         """The ends of a run for each item: asked for, waited for, and recorded once all have come.
@@ -322,11 +331,12 @@ class Journal(Recording):
         failure = next((child.failure for child in ends if child.failure is not None), None)
         if failure is not None:
             return self.record(key, StepKind.MAP, error={**failure, "step": key})
-        output = f"[{', '.join(child.result or 'null' for child in ends)}]"
+        output = self._at_hand(lambda: Values.joined([child.result or "null" for child in ends]))
         if size_of(output) > self._limits.MAX_RESULT_BYTES:
             raise UnserialisableResult(
                 f"the results of {key!r} have {size_of(output):,} bytes together, the limit is "
                 f"{self._limits.MAX_RESULT_BYTES:,} ({conf.shown('MAX_RESULT_BYTES')}); let the runs "
                 "store what they make, and return references to it"
             )
-        return self.record(key, StepKind.MAP, output=output)
+        kept = self._at_hand(lambda: self.values.kept(output, key))
+        return self.record(key, StepKind.MAP, output=kept)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
+from contextlib import AbstractAsyncContextManager, ExitStack
 from datetime import datetime
+from functools import partial
 from typing import Any
 
-from durable_flows import conf
 from durable_flows.engine import sql
 from durable_flows.engine.finish import Ending
 from durable_flows.engine.history import Claim
@@ -18,9 +19,10 @@ from durable_flows.engine.sagas import Remedies
 from durable_flows.engine.scopes import ENDS_OF_A_SLICE, Scope
 from durable_flows.engine.suspend import Outcome, Sleeping, failed
 from durable_flows.engine.tools.step import Step
-from durable_flows.errors import InvalidPayload, Suspend, SuspendSwallowed, UnserialisableResult
+from durable_flows.errors import Suspend, SuspendSwallowed, Unreadable
 from durable_flows.flows import Flow
-from durable_flows.rules import clock, outcomes, payload
+from durable_flows.middleware import Around, as_sync, surround
+from durable_flows.rules import clock, outcomes
 from durable_flows.rules.lookback import LookBack
 from durable_flows.rules.states import RunState
 
@@ -31,9 +33,9 @@ def driver_of(flow: Flow, claimed: Claim, journal: Journal) -> Threads | Tasks:
     return kind(journal, Scope("", LookBack(claimed.mark, claimed.since)), alone=_is_alone())
 
 
-def arguments(flow: Flow, claimed: Claim, step: Step) -> dict[str, Any]:
+def arguments(flow: Flow, claimed: Claim, journal: Journal, step: Step) -> dict[str, Any]:
     """What the handler is called with. Raises `UnreadableEvent`."""
-    event = claimed.event.decoded(flow.type_of(claimed.event.name))
+    event = journal.values.event(claimed.event).decoded(flow.type_of(claimed.event.name))
     return flow.arguments(
         {
             "event": event,
@@ -54,9 +56,13 @@ def replay(
         return _to_its_end(flow, claimed, journal, driver, step)
     except Suspend as signal:
         return Sleeping(goes_on_at(journal, signal), has_undo=bool(journal.intents))
+    except Unreadable as signal:
+        return failed_between(flow, claimed, journal, main, signal.error)
     except ENDS_OF_A_SLICE:
         raise
     except BaseException as error:  # sys.exit() is the handler's failure, not the worker's end
+        if isinstance(journal.stopped, Unreadable):
+            return failed_between(flow, claimed, journal, main, journal.stopped.error)
         if journal.stopped is not None:
             raise journal.stopped from error
         if main.stopped is not None and not isinstance(error, SuspendSwallowed):
@@ -80,12 +86,34 @@ def _to_its_end(
     flow: Flow, claimed: Claim, journal: Journal, driver: Threads | Tasks, step: Step
 ) -> Ending:
     main = driver.scope
-    result = driver.play(flow.handler, arguments(flow, claimed, step))
+    result = perform(flow, claimed, journal, driver, step)
     if main.stopped is not None:
         raise SuspendSwallowed(_swallowed(flow))
     journal.check()  # of the other signals none is lost: the slice ends as it says
     journal.end_replay(main.last_key)
-    return _completed(claimed, result)
+    return _completed(claimed, journal, result)
+
+
+def perform(
+    flow: Flow, claimed: Claim, journal: Journal, driver: Threads | Tasks, step: Step
+) -> Any:
+    """Call the handler, inside what middleware puts around it."""
+    given = arguments(flow, claimed, journal, step)
+    openers = journal.values.around_run()
+    if not openers:
+        return driver.play(flow.handler, given)
+    with ExitStack() as stack:
+        inside = []
+        for around in (opener() for opener in openers):
+            if flow.is_async and isinstance(around, AbstractAsyncContextManager):
+                inside.append(partial(_same, around))
+            else:
+                stack.enter_context(as_sync(around))
+        return driver.play(surround(flow.handler, inside), given)
+
+
+def _same(around: Around) -> Around:
+    return around
 
 
 def failed_between(
@@ -96,9 +124,9 @@ def failed_between(
     failures = len(journal.failures(key)) + 1
     verdict = outcomes.after_failure(error, flow.retries, failures=failures, spread=random.random())
     if isinstance(verdict, outcomes.GiveUp):
-        return failed(claimed, verdict.error)
+        return failed(claimed, verdict.error, journal.values)
     next_at = clock.now() + verdict.delay
-    journal.record_failure(key, outcomes.describe(error), next_at)
+    journal.record_failure(key, journal.values.described(error), next_at)
     return Sleeping(next_at, has_undo=bool(journal.intents))
 
 
@@ -115,11 +143,8 @@ def _is_alone() -> bool:
     return sql.connection().in_atomic_block
 
 
-def _completed(claimed: Claim, result: Any) -> Ending:
-    try:
-        text = payload.dumps(result, limits=conf.settings().result_limits)
-    except InvalidPayload as error:
-        raise UnserialisableResult(f"what the handler returned, {error}") from error
+def _completed(claimed: Claim, journal: Journal, result: Any) -> Ending:
+    text = journal.values.encode(result)
     return Ending(run_id=claimed.run_id, lease=claimed.lease, state=RunState.COMPLETED, result=text)
 
 

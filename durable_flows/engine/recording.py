@@ -12,6 +12,7 @@ from durable_flows import signals
 from durable_flows.engine import failpoints, observed, sql
 from durable_flows.engine.fence import MINE
 from durable_flows.engine.history import STEP_COLUMNS, Claim, Failure, History, Recorded, size_of
+from durable_flows.engine.keeping import Values
 from durable_flows.engine.persist import NO_ANSWER
 from durable_flows.engine.replaying import Replaying
 from durable_flows.errors import CancelAsked, LeaseLost
@@ -57,9 +58,14 @@ class Recording(Replaying):
     """Writes what has come of steps, after what is recorded."""
 
     def __init__(
-        self, claim: Claim, history: History, told_to_stop: Callable[[], bool], is_strict: bool
+        self,
+        claim: Claim,
+        history: History,
+        values: Values,
+        told_to_stop: Callable[[], bool],
+        is_strict: bool,
     ) -> None:
-        super().__init__(claim, history, told_to_stop, is_strict)
+        super().__init__(claim, history, values, told_to_stop, is_strict)
         self._record = _RECORD.format(mark=sql.counter("routed"))
 
     def record(

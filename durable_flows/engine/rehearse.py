@@ -18,6 +18,7 @@ from durable_flows.engine import fits, play, ring, sql, versions
 from durable_flows.engine.claim import COLUMNS, EVENT, read_claim
 from durable_flows.engine.history import Claim, History, Recorded, histories
 from durable_flows.engine.journal import Journal
+from durable_flows.engine.keeping import Values
 from durable_flows.engine.sagas import UNDOING
 from durable_flows.errors import Diverged, StepError, Suspend
 from durable_flows.flows import Flow
@@ -103,7 +104,7 @@ def _rehearse(claimed: Claim, history: History) -> Finding | None:
 
 
 def _play(flow: Flow, claimed: Claim, history: History) -> Finding | None:
-    journal = Rehearsal(claimed, history)
+    journal = Rehearsal(claimed, history, Values.of(claimed, flow))
     try:
         play.rehearse(flow, claimed, journal)
     except (
@@ -125,10 +126,11 @@ def _play(flow: Flow, claimed: Claim, history: History) -> Finding | None:
 class Rehearsal(Journal):
     """A journal that answers from what is recorded, and into which nothing is written."""
 
-    def __init__(self, claim: Claim, history: History) -> None:
+    def __init__(self, claim: Claim, history: History, values: Values) -> None:
         super().__init__(
             claim,
             history,
+            values,
             store=_never,
             look_back=_never,
             last_look=_never,

@@ -9,11 +9,19 @@ from typing import Any, NoReturn
 from durable_flows import conf
 from durable_flows.engine import fits, notes
 from durable_flows.engine.arguments import with_named
-from durable_flows.engine.fence import Fence
+from durable_flows.engine.fence import Fence, T
 from durable_flows.engine.history import Claim, Failure, History, Recorded, size_of
+from durable_flows.engine.keeping import Values
 from durable_flows.engine.scopes import Scope
-from durable_flows.errors import DeterminismError, Diverged, HandBack, LimitExceeded
+from durable_flows.errors import (
+    DeterminismError,
+    Diverged,
+    HandBack,
+    LimitExceeded,
+    Unreadable,
+)
 from durable_flows.rules import clock, durations, replays
+from durable_flows.rules.events import Event
 from durable_flows.rules.states import StepKind, StepState
 
 #: What is no step by itself: it may be met where nothing is to begin.
@@ -26,10 +34,12 @@ class Replaying(Fence):
     Args:
         claim: the run and the lease under which it is written.
         history: what earlier slices recorded.
+        values: how results are kept and read.
         told_to_stop: whether this worker is to begin nothing more.
         is_strict: whether code that does not fit what is recorded ends the slice.
 
     Attributes:
+        values: those.
         replay: how far this slice has come along what is recorded; None if that says nothing. A run that
             was retried may rightly go another way from the step on that had failed.
         recalls: the handler is only replayed, to learn how its steps are undone.
@@ -37,9 +47,15 @@ class Replaying(Fence):
     """
 
     def __init__(
-        self, claim: Claim, history: History, told_to_stop: Callable[[], bool], is_strict: bool
+        self,
+        claim: Claim,
+        history: History,
+        values: Values,
+        told_to_stop: Callable[[], bool],
+        is_strict: bool,
     ) -> None:
         super().__init__(claim)
+        self.values = values
         self.recalls = False
         self.undoes = False
         recorded = [*history.steps, *history.waits, *history.children]
@@ -120,6 +136,28 @@ class Replaying(Fence):
         """What is recorded under this key."""
         return self._steps.get(key)
 
+    def read(self, recorded: Recorded) -> Any:
+        """A step's result, as the handler gets it.
+
+        Raises:
+            Unreadable: it cannot be had; the slice has stopped.
+        """
+        output = recorded.output
+        if output is None:
+            return None
+        return self._at_hand(lambda: self.values.decode(output, recorded.key))
+
+    def opened(self, event: Event) -> Event:
+        """A recorded event, as the handler gets it. Raises `Unreadable`."""
+        return self._at_hand(lambda: self.values.event(event))
+
+    def _at_hand(self, get: Callable[[], T]) -> T:
+        """What is got, be it from elsewhere: a handler must not take a failure of that for its own."""
+        try:
+            return get()
+        except Exception as error:
+            raise self._stop(Unreadable(error)) from error
+
     def given(
         self,
         key: str,
@@ -131,9 +169,10 @@ class Replaying(Fence):
         edited = self._steps.get(key + replays.INPUT)
         if edited is None:
             return args, kwargs
-        if isinstance(edited.value, list):
-            return edited.value, kwargs
-        return with_named(fn, args, kwargs, edited.value)
+        given = self.values.input(edited.value, key)
+        if isinstance(given, list):
+            return given, kwargs
+        return with_named(fn, args, kwargs, given)
 
     def is_done(self, key: str) -> bool:
         """Whether a step of this key is recorded, and has succeeded."""

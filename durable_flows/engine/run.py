@@ -10,6 +10,7 @@ from typing import Any
 
 from asgiref.sync import sync_to_async
 
+from durable_flows import tenants
 from durable_flows.engine import subjects
 from durable_flows.engine.history import Claim
 from durable_flows.engine.subjects import Subject
@@ -59,6 +60,7 @@ class Run:
         version: of its flow; 0 if that has none.
         created_at: when it was created.
         generation: how often it was retried.
+        tenant: for which its event was sent, where ``DURABLE_FLOWS["TENANT"]`` says that; None for none.
         logger: logs under the name of the handler's module, and says which run it is about; silent
             while code is replayed.
         about: what the run is about, as it is stored; see `subject`.
@@ -69,6 +71,7 @@ class Run:
     version: int
     created_at: datetime
     generation: int
+    tenant: str | None
     logger: RunLogger = field(compare=False, repr=False)
     about: Subject | None = None
 
@@ -94,6 +97,7 @@ class Run:
             created_at=claim.created_at,
             generation=claim.generation,
             about=claim.subject,
+            tenant=claim.event.context.get(tenants.KEY),
             logger=RunLogger(
                 flow.handler.__module__,
                 run_id=str(claim.run_id),

@@ -87,11 +87,11 @@ class Remedies:
                 failed[key] = "the handler does not come to it any more, so nobody knows how"
                 continue
             place = Place(key + UNDO, scope, scope.looking.latest)
-            work = partial(remedy.undo, self._result(key), *remedy.args, **remedy.kwargs)
+            work = partial(self._undo, key, remedy)
             try:
                 yield from perform(place, work, remedy.retries, remedy.atomic)
             except StepError as error:
-                failed[key] = f"{error.name}: {error.message}"
+                failed[key] = self._journal.values.told(error, key + UNDO)
         yield Write(partial(self._warn, failed))
         return failed
 
@@ -110,10 +110,15 @@ class Remedies:
         intended = [key.removesuffix(INTENT) for key in reversed(self._journal.intents)]
         return [key for key in intended if not self._journal.is_done(key + UNDO)]
 
+    def _undo(self, key: str, remedy: Remedy) -> Any:
+        return remedy.undo(self._result(key), *remedy.args, **remedy.kwargs)
+
     def _result(self, key: str) -> Any:
         """What a step returned; None where that is not known, or it failed: then it has no value."""
         recorded = self._journal.find(key)
-        return None if recorded is None else recorded.value
+        if recorded is None or recorded.output is None:
+            return None
+        return self._journal.values.decode(recorded.output, key)
 
 
 def not_undone(failed: Mapping[str, str], reason: str) -> UndoFailed:

@@ -14,7 +14,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from durable_flows.engine import failpoints
-from durable_flows.errors import CancelAsked, Diverged, HandBack, InvalidOption, LeaseLost, Suspend
+from durable_flows.errors import (
+    CancelAsked,
+    Diverged,
+    HandBack,
+    InvalidOption,
+    LeaseLost,
+    Suspend,
+    Unreadable,
+)
 from durable_flows.rules import replays
 from durable_flows.rules.lookback import LookBack, Position
 
@@ -27,6 +35,7 @@ ENDS_OF_A_SLICE = (
     CancelAsked,
     Diverged,
     HandBack,
+    Unreadable,
     KeyboardInterrupt,
     GeneratorExit,  # a tool that is given up: whoever awaited it was cancelled
     failpoints.Killed,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from durable_flows.engine import ingest
+from durable_flows.engine import ingest, keeping
 from durable_flows.engine.history import Claim, Waiting
 from durable_flows.errors import InvalidEvent
 from durable_flows.rules import clock, events, keys, signals, values
@@ -47,7 +47,7 @@ def send_signal(
     signals.check_name(name, what)
     now = clock.now()
     until = now + longest_wait(expires, what=f"{what}, expires=")
-    carried = _checked({} if data is None else data)
+    carried = keeping.said(_checked({} if data is None else data), name)
     said = signals.carried(name, carried, sent_at=now, until=until)
     try:
         return str(ingest.command(events.SIGNALLED, name, said, key=id))

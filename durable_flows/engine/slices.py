@@ -27,6 +27,7 @@ from durable_flows.engine import (
 from durable_flows.engine.finish import Ending
 from durable_flows.engine.history import Claim, History
 from durable_flows.engine.journal import Journal
+from durable_flows.engine.keeping import Values
 from durable_flows.engine.persist import until_answered
 from durable_flows.engine.sagas import UNDOING, Remedies, not_undone
 from durable_flows.engine.stop import stopping
@@ -42,7 +43,15 @@ from durable_flows.engine.suspend import (
 )
 from durable_flows.engine.tools.saga import Undoing
 from durable_flows.engine.tools.step import Step
-from durable_flows.errors import CancelAsked, Diverged, HandBack, LeaseLost, PoisonRun, Suspend
+from durable_flows.errors import (
+    CancelAsked,
+    Diverged,
+    HandBack,
+    LeaseLost,
+    PoisonRun,
+    Suspend,
+    Unreadable,
+)
 from durable_flows.flows import Flow
 from durable_flows.rules import causality, clock, poison
 from durable_flows.rules.states import RunState, StepKind
@@ -59,11 +68,12 @@ def execute(claimed: Claim, history: History) -> Outcome:
     flow = versions.flow_of(claimed)
     if flow is None:
         return Unknown()
-    ending = _decided(flow, claimed, history)
+    values = Values.of(claimed, flow)
+    ending = _decided(flow, claimed, history, values)
     if ending is not None and not history.intents:
         return ending
     sender = _sender(claimed)
-    journal = _journal(flow, claimed, history, sender)
+    journal = _journal(flow, claimed, history, values, sender)
     try:
         with ingest.sending_as(sender):
             if ending is None and not journal.find(UNDOING):
@@ -80,10 +90,13 @@ def execute(claimed: Claim, history: History) -> Outcome:
         return Parked(signal.error, has_undo=bool(journal.intents))
 
 
-def _journal(flow: Flow, claimed: Claim, history: History, sender: ingest.Sender) -> Journal:
+def _journal(
+    flow: Flow, claimed: Claim, history: History, values: Values, sender: ingest.Sender
+) -> Journal:
     return Journal(
         claimed,
         history,
+        values,
         store=partial(ingest.store, sender=sender),
         invoke=partial(children.invoke, sender=sender),
         look_at=children.look,
@@ -102,17 +115,22 @@ def _sender(claimed: Claim) -> ingest.Sender:
     """Who sends what this slice sends, and how deep in a chain of runs that stands."""
     since = claimed.started_at if claimed.generation else claimed.created_at
     depth = causality.depth_of_sent(claimed.depth, since=since, now=clock.now())
-    return ingest.Sender(run_id=claimed.run_id, depth=depth, subject=claimed.subject)
+    return ingest.Sender(
+        run_id=claimed.run_id,
+        depth=depth,
+        subject=claimed.subject,
+        context=claimed.event.context,
+    )
 
 
-def _decided(flow: Flow, claimed: Claim, history: History) -> Ending | None:
+def _decided(flow: Flow, claimed: Claim, history: History, values: Values) -> Ending | None:
     """How the run ends, if that is decided before it is executed."""
     if claimed.cancelling:
         return cancelled(claimed)
     if missed := _missed_deadline(claimed, flow):
         return cancelled(claimed, missed)
     if (deaths := _deaths(claimed, history)) >= _most_deaths():
-        return _poisonous(claimed, history, deaths)
+        return _poisonous(claimed, history, deaths, values)
     return None
 
 
@@ -145,7 +163,7 @@ def _dies_of_undoing(claimed: Claim, history: History) -> bool:
     return _deaths(claimed, history) >= most
 
 
-def _poisonous(claimed: Claim, history: History, deaths: int) -> Ending:
+def _poisonous(claimed: Claim, history: History, deaths: int, values: Values) -> Ending:
     """A run that takes every worker with it is executed no more; a person may retry it."""
     last = next(reversed(history.steps), "")
     place = f"after step {last!r}" if last else "before its first step was recorded"
@@ -154,7 +172,7 @@ def _poisonous(claimed: Claim, history: History, deaths: int) -> Ending:
         f"for what ends the process in the worker's log, then retry the run "
         f"({conf.shown('POISON_CLAIMS')})"
     )
-    return failed(claimed, error)
+    return failed(claimed, error, values)
 
 
 def _go_on(flow: Flow, claimed: Claim, journal: Journal) -> Outcome:
@@ -192,13 +210,15 @@ def _recall(flow: Flow, claimed: Claim, journal: Journal, remedies: Remedies) ->
     main, step = driver.scope, Step(journal, flow.retries, driver, remedies)
     journal.recall()
     try:
-        driver.play(flow.handler, play.arguments(flow, claimed, step))
+        play.perform(flow, claimed, journal, driver, step)
     except (LeaseLost, HandBack, KeyboardInterrupt, failpoints.Killed):
         raise
     except BaseException as end:  # whatever it is: that the run ends was decided before
         logger.debug("run %s was replayed to %r", claimed.run_id, end)
-        if isinstance(end, Exception) and journal.stopped is None and not remedies.is_complete:
-            later = play.failed_between(flow, claimed, journal, main, end)
+        failure = end.error if isinstance(end, Unreadable) else end
+        stopped = None if isinstance(journal.stopped, Unreadable) else journal.stopped
+        if isinstance(failure, Exception) and stopped is None and not remedies.is_complete:
+            later = play.failed_between(flow, claimed, journal, main, failure)
             if isinstance(later, Sleeping):  # it may come further the next time
                 return replace(later, undoes=True)
     if isinstance(journal.stopped, LeaseLost | HandBack):
@@ -223,14 +243,15 @@ def _undo(
         left = driver.play(Undoing(journal, flow.retries, driver, remedies).all, {})
     except Suspend as signal:
         return Sleeping(play.goes_on_at(journal, signal), has_undo=True, undoes=True)
-    return _ended(claimed, decided.value, left)
+    return _ended(claimed, decided.value, left, journal.values)
 
 
 def _give_up(claimed: Claim, journal: Journal, ending: Ending | None) -> Ending:
     """End the run though not everything is undone: whoever tries to dies of it."""
     decided = journal.find(UNDOING)
     end = _said(ending or cancelled(claimed)) if decided is None else decided.value
-    return _ended(claimed, end, Remedies(journal).give_up("each worker that tried to undo it died"))
+    left = Remedies(journal).give_up("each worker that tried to undo it died")
+    return _ended(claimed, end, left, journal.values)
 
 
 def _said(ending: Ending) -> dict[str, Any]:
@@ -238,10 +259,12 @@ def _said(ending: Ending) -> dict[str, Any]:
     return {"state": ending.state, "reason": ending.reason, "error": ending.error}
 
 
-def _ended(claimed: Claim, end: Mapping[str, Any], left: Mapping[str, str]) -> Ending:
+def _ended(
+    claimed: Claim, end: Mapping[str, Any], left: Mapping[str, str], values: Values
+) -> Ending:
     """The end that was decided; what could not be undone is an error of a run that has failed."""
     if left and end["error"] is not None:
-        return replace(failed(claimed, not_undone(left, end["reason"])), is_undone=True)
+        return replace(failed(claimed, not_undone(left, end["reason"]), values), is_undone=True)
     return Ending(
         run_id=claimed.run_id,
         lease=claimed.lease,

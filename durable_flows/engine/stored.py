@@ -15,7 +15,7 @@ from durable_flows.rules import clock, payload
 from durable_flows.rules.events import Event
 
 AT_ONCE = 500  # events read by one statement where there may be very many
-COLUMNS = ("id", "name", "data", "user", "key", "ts", "v")
+COLUMNS = ("id", "name", "data", "user", "key", "ts", "v", "context")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ def columns(alias: str) -> str:
 
 def event(row: Sequence[Any]) -> Event:
     """The event behind the values of `columns`."""
-    id_, name, data, user, key, ts, v = row
+    id_, name, data, user, key, ts, v, context = row
     public_id = str(sql.uid(id_))
     return Event(
         name=name,
@@ -74,6 +74,7 @@ def event(row: Sequence[Any]) -> Event:
         ts=sql.moment(ts),
         v=v or None,
         public_id=public_id,
+        context=payload.loads(context) if context else {},
     )
 
 

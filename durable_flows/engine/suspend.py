@@ -22,10 +22,11 @@ from durable_flows.engine import (
 )
 from durable_flows.engine.finish import Ending
 from durable_flows.engine.history import Claim
+from durable_flows.engine.keeping import Values
 from durable_flows.engine.persist import until_answered
 from durable_flows.errors import DurableFlowsError
 from durable_flows.registry import registry
-from durable_flows.rules import clock, keys, outcomes
+from durable_flows.rules import clock, keys
 from durable_flows.rules.states import DueState, RunState
 
 logger = logging.getLogger(__name__)
@@ -92,15 +93,15 @@ def cancelled(claimed: Claim, reason: str = "") -> Ending:
     )
 
 
-def failed(claimed: Claim, error: BaseException) -> Ending:
+def failed(claimed: Claim, error: BaseException, values: Values) -> Ending:
     """The end of a run that no further attempt is made at."""
-    described = outcomes.describe(error)
+    described, reason = values.failed(error)
     return Ending(
         run_id=claimed.run_id,
         lease=claimed.lease,
         state=RunState.FAILED,
         error=described,
-        reason=f"{described['name']}: {described['message']}"[:1000],
+        reason=reason,
     )
 
 

@@ -120,8 +120,8 @@ def _say_missing(journal: Journal, key: str, missing: Sequence[str], wanted: Wan
     if match is not None and match.removeprefix("event.") in missing:
         raise MissingMatch(
             f"{wanted.what}: the run's own event {trigger.name!r} has no value at "
-            f"{match!r}, so nothing could ever match; send it with that value, or match on "
-            "another path"
+            f"{match!r} that can be read, so nothing could ever match; send it with that value, "
+            "unencrypted, or match on another path"
         )
     journal.warn(key, notes.nothing_matches(trigger.name, missing))
 

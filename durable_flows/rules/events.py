@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 from durable_flows.errors import InvalidEvent, InvalidPayload
 from durable_flows.rules import names, payload, values
@@ -56,6 +57,7 @@ class Event(Generic[D_co]):
         public_id: the UUIDv7 under which it is stored; given by the engine.
         subject: the row that it is about, a saved instance of a model; None: none. By default what the
             run is about that sends it. In a handler it is not said: see `Run.subject`.
+        context: what was captured where it was sent, by middleware: a JSON object.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Event(Generic[D_co]):
     v: str | None = None
     public_id: str = ""
     subject: Any = field(default=..., repr=False)
+    context: Mapping[str, Any] = field(default_factory=dict)
 
     if TYPE_CHECKING:  # what it is made of tells what its data are
 
@@ -80,6 +83,7 @@ class Event(Generic[D_co]):
             v: str | None = ...,
             public_id: str = ...,
             subject: Any = ...,
+            context: Mapping[str, Any] = ...,
         ) -> None: ...
         @overload
         def __init__(
@@ -92,6 +96,7 @@ class Event(Generic[D_co]):
             v: str | None = ...,
             public_id: str = ...,
             subject: Any = ...,
+            context: Mapping[str, Any] = ...,
         ) -> None: ...
         def __init__(self, name: str, data: Any = ..., *args: Any, **kwargs: Any) -> None:
             """As the attributes say."""
@@ -110,6 +115,7 @@ class Event(Generic[D_co]):
             "ts": _milliseconds(self.ts),
             "v": self.v,
             "public_id": self.public_id,
+            **({"context": self.context} if self.context else {}),
         }
 
     @classmethod
@@ -138,6 +144,9 @@ class Event(Generic[D_co]):
         return replace(self, data=data)
 
 
+#: Makes what is stored of a value: of the event of this name its ``data``, or its ``user``.
+Seal = Callable[[str, Literal["data", "user"], Any], Any]
+
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -153,6 +162,7 @@ class Encoded:
     v: str
     target: str = ""
     subject: Any = ...
+    context: str = ""
 
     @property
     def size(self) -> int:
@@ -166,6 +176,7 @@ def encode(
     limits: payload.Limits,
     pointer: str = "",
     type_: EventType[Any] | None = None,
+    seal: Callable[[Any, Any], Any] | None = None,
 ) -> Encoded:
     """Check every field of ``event`` and encode it.
 
@@ -175,6 +186,7 @@ def encode(
         pointer: where the event stands in a list of events, e.g. ``/3``.
         type_: that its data are of, in the version that it has now unless the event has one; default the
             one that is known for its name.
+        seal: makes of its ``data``, and of its ``user``, what is stored; called with which of them it is.
 
     Raises:
         InvalidEvent: with a JSON pointer to the value that is wrong.
@@ -194,6 +206,7 @@ def encode(
             ts=_checked_ts(event.ts, f"{pointer}/ts"),
             v=names.check_text(event.v, f"{pointer}/v", names.V_LENGTH),
             subject=event.subject,
+            context=_encoded_context(event.context, limits, f"{pointer}/context"),
         )
     except InvalidEvent:
         raise
@@ -208,7 +221,26 @@ def encode(
     if known is not None:
         v = encoded.v or (type_ and type_.v)
         known.check(encoded.data, v, pointer=f"{pointer}/data")
-    return encoded
+    return encoded if seal is None else _sealed(encoded, seal, limits, pointer)
+
+
+def _encoded_context(context: Mapping[str, Any], limits: payload.Limits, pointer: str) -> str:
+    if not context:
+        return ""
+    return payload.dumps(_opened(context, pointer), limits=limits, pointer=pointer)
+
+
+def _sealed(
+    encoded: Encoded, seal: Callable[[Any, Any], Any], limits: payload.Limits, pointer: str
+) -> Encoded:
+    """The same, its payload as it is stored."""
+
+    def sealed(kind: str, text: str) -> str:
+        value = seal(kind, payload.loads(text))
+        return payload.dumps(value, limits=limits, pointer=f"{pointer}/{kind}")
+
+    user = None if encoded.user is None else sealed("user", encoded.user)
+    return replace(encoded, data=sealed("data", encoded.data), user=user)
 
 
 def as_list(events: Any, what: str) -> list[Event[Any]]:
@@ -229,11 +261,18 @@ def as_list(events: Any, what: str) -> list[Event[Any]]:
     return list(events)
 
 
-def encode_all(events: Sequence[Event[Any]], *, limits: payload.Limits) -> list[Encoded]:
+def encode_all(
+    events: Sequence[Event[Any]], *, limits: payload.Limits, seal: Seal | None = None
+) -> list[Encoded]:
     """Check and encode a list; pointers start with the event's index unless it is alone."""
     alone = len(events) == 1
     return [
-        encode(event, limits=limits, pointer="" if alone else f"/{index}")
+        encode(
+            event,
+            limits=limits,
+            pointer="" if alone else f"/{index}",
+            seal=seal and partial(seal, event.name),
+        )
         for index, event in enumerate(events)
     ]
 
@@ -247,9 +286,11 @@ def encode_command(
     key: str | None = None,
     v: str | None = None,
     subject: Any = ...,
+    context: Mapping[str, Any] | None = None,
     limits: payload.Limits,
     pointer: str = "",
     type_: EventType[Any] | None = None,
+    seal: Seal | None = None,
 ) -> Encoded:
     """Check and encode what a command carries; its name is the engine's own.
 
@@ -261,9 +302,11 @@ def encode_command(
         key: the sender's own id.
         v: version of the shape of ``data``.
         subject: the row that it is about.
+        context: what was captured where it is sent.
         limits: sizes that the payload may have.
         pointer: where it stands in a list of commands, e.g. ``/3``.
         type_: that its data are of.
+        seal: as for `encode`, called with the command's name first.
 
     Raises:
         InvalidEvent: with a JSON pointer to the value that is wrong; ``/key`` for the key.
@@ -271,10 +314,13 @@ def encode_command(
     carried: Any = data
     try:
         encoded = encode(
-            Event("command", carried, user=user, id=key, v=v, subject=subject),
+            Event(
+                "command", carried, user=user, id=key, v=v, subject=subject, context=context or {}
+            ),
             limits=limits,
             pointer=pointer,
             type_=type_,
+            seal=seal and partial(seal, name),
         )
     except InvalidEvent as error:
         if error.pointer != "/id":

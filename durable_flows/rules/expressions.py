@@ -50,7 +50,7 @@ def condition(text: Any, *, what: str, names: tuple[str, ...]) -> Condition:
 
 def document(event: Event) -> dict[str, Any]:
     """What an expression sees of an event."""
-    fields = event.as_dict()
+    fields = {"context": {}, **event.as_dict()}
     return {name: fields[name] for name in keys.FIELDS}
 
 

@@ -12,10 +12,11 @@ from typing import Any, Final, final
 from uuid import UUID
 
 from durable_flows.errors import InvalidKey
+from durable_flows.rules.envelopes import is_sealed
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 UNKNOWN_FLOW: Final = "flow:"
-FIELDS: Final = ("name", "data", "user", "id", "ts", "v")
+FIELDS: Final = ("name", "data", "user", "id", "ts", "v", "context")
 
 
 @final
@@ -41,7 +42,7 @@ def parse_path(path: str, *, what: str = "match") -> tuple[str, ...]:
     """The segments of a dotted path into an event: ``"data.user.id"`` → ``("data", "user", "id")``.
 
     Args:
-        path: starts with a field of the event: name, data, user, id, ts or v; ``"event."`` before
+        path: starts with a field of the event: name, data, user, id, ts, v or context; ``"event."`` before
             that is dropped.
         what: how the error names the path, e.g. the option it was given as.
 
@@ -69,13 +70,16 @@ def parse_path(path: str, *, what: str = "match") -> tuple[str, ...]:
 
 
 def read(document: Mapping[str, Any], path: tuple[str, ...]) -> Any:
-    """The value at the path, or `MISSING`; an explicit null is None. Lists are not walked into."""
+    """The value at the path, or `MISSING`; an explicit null is None. Lists are not walked into.
+
+    What is encrypted is missing, too: it equals nothing, not even the same value encrypted again.
+    """
     found: Any = document
     for segment in path:
         if not isinstance(found, Mapping):
             return MISSING
         found = found.get(segment, MISSING)
-    return found
+    return MISSING if is_sealed(found) else found
 
 
 def equal(one: Any, other: Any) -> bool:

@@ -16,9 +16,11 @@ from durable_flows.engine.journal import Journal
 from durable_flows.engine.sagas import Remedies
 from durable_flows.engine.scopes import Place, Tool, Write
 from durable_flows.errors import NestedStep, StepInTransaction
-from durable_flows.rules import outcomes
 from durable_flows.rules.backoff import Retries
 from durable_flows.rules.states import ACTIONS, StepKind, StepState
+
+#: Steps of these kinds come to what a function or a handler has returned.
+_RESULTS = (StepKind.RUN, StepKind.INVOKE, StepKind.MAP)
 
 
 class Tools:
@@ -76,13 +78,15 @@ class Tools:
         recorded = yield Write(lambda: self._journal.begin(place.key, kind))
         if recorded is None:
             recorded = yield from execute()
-        return self._answer(place, recorded)
+        return (yield from self._answer(place, recorded))
 
-    def _answer(self, place: Place, recorded: Recorded) -> Any:
+    def _answer(self, place: Place, recorded: Recorded) -> Tool:
         """A recorded step's result, or its failure."""
         place.scope.last_key = place.key
         if recorded.kind in ACTIONS:
             place.scope.looking.acted(place.began, recorded.mark)
         if recorded.state == StepState.FAILED:
-            raise outcomes.recall(recorded.failure)
-        return recorded.value
+            raise self._journal.values.failure(recorded.failure, recorded.key)
+        if recorded.kind not in _RESULTS or self._journal.values.is_at_hand(recorded):
+            return recorded.value
+        return (yield Write(lambda: self._journal.read(recorded)))

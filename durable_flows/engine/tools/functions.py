@@ -12,7 +12,6 @@ from durable_flows.engine import failpoints, scopes
 from durable_flows.engine.arguments import (
     check_flag,
     check_not_async,
-    encode,
     policy,
     refuse_ambiguous_option,
 )
@@ -20,6 +19,7 @@ from durable_flows.engine.history import Recorded
 from durable_flows.engine.scopes import ENDS_OF_A_SLICE, Call, Tool, Write
 from durable_flows.engine.tools.entry import Tools
 from durable_flows.errors import LimitExceeded
+from durable_flows.middleware import surround
 from durable_flows.rules import clock, outcomes
 from durable_flows.rules.backoff import Retries
 from durable_flows.rules.states import StepKind
@@ -98,9 +98,9 @@ class Functions(Tools):
     def _execute(self, key: str, work: Callable[[], Any], policy: Retries) -> Tool:
         started_at = clock.now()
         try:
-            result = yield Call(work, key)
+            result = yield Call(self._surrounded(key, work), key)
             failpoints.reach("step_ran", key)
-            output = encode(result, key)
+            output = yield from self._encoded(result, key)
         except ENDS_OF_A_SLICE:
             raise
         except BaseException as error:  # sys.exit() in a step is its failure, not the worker's end
@@ -117,12 +117,13 @@ class Functions(Tools):
 
     def _execute_atomically(self, key: str, work: Callable[[], Any], policy: Retries) -> Tool:
         started_at = clock.now()
+        values, work = self._journal.values, self._surrounded(key, work)
 
         def call() -> str:
             with scopes.within(key):
                 result = work()
             failpoints.reach("step_ran", key)
-            return encode(result, key)
+            return values.encode(result, key)
 
         try:
             written = yield Call(
@@ -136,14 +137,26 @@ class Functions(Tools):
             return (yield Write(lambda: self._journal.keep(*written)))
         return (yield Write(lambda: self._failed(key, failure, policy, started_at)))
 
+    def _encoded(self, result: Any, key: str) -> Tool:
+        """What is kept of a result; what takes longer than JSON is done beside the handler's event loop."""
+        values = self._journal.values
+        if values.are_bare:
+            return values.encode(result, key)
+        return (yield Write(lambda: values.encode(result, key)))
+
+    def _surrounded(self, key: str, work: Callable[[], Any]) -> Callable[[], Any]:
+        """A step's function, inside what middleware puts around it."""
+        openers = self._journal.values.around_step(key, len(self._journal.failures(key)) + 1)
+        return surround(work, openers)
+
     def _failed(
         self, key: str, error: BaseException, policy: Retries, started_at: datetime
     ) -> Recorded:
         failures = len(self._journal.failures(key)) + 1
         verdict = outcomes.after_failure(error, policy, failures=failures, spread=random.random())
         if isinstance(verdict, outcomes.GiveUp):
-            described = outcomes.describe(verdict.error, step=key)
+            described = self._journal.values.described(verdict.error, key)
             return self._journal.record(key, StepKind.RUN, error=described, started_at=started_at)
         next_at = clock.now() + verdict.delay
-        self._journal.record_failure(key, outcomes.describe(error, step=key), next_at)
+        self._journal.record_failure(key, self._journal.values.described(error, key), next_at)
         return self._journal.suspend(next_at)

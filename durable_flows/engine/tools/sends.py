@@ -12,7 +12,6 @@ from durable_flows.engine.scopes import Tool, Write
 from durable_flows.engine.tools.entry import Tools
 from durable_flows.errors import InvalidPayload, UnserialisableResult
 from durable_flows.flows import Flow
-from durable_flows.rules import outcomes
 from durable_flows.rules.events import Event, as_list
 from durable_flows.rules.states import StepKind
 from durable_flows.rules.values import Object
@@ -152,4 +151,4 @@ class Sends(Tools):
         try:
             return ask()
         except (InvalidPayload, UnserialisableResult) as error:
-            return self._journal.record(key, kind, error=outcomes.describe(error, step=key))
+            return self._journal.record(key, kind, error=self._journal.values.described(error, key))

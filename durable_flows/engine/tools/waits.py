@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime, timedelta
 from functools import partial
 from typing import Any, Literal, TypeVar, overload
@@ -19,7 +19,7 @@ from durable_flows.engine.signals import request as request_signal
 from durable_flows.engine.tools.entry import Tools
 from durable_flows.engine.wanted import Since, Wanted, request
 from durable_flows.errors import SignalTaken
-from durable_flows.rules import clock, durations, outcomes, signals
+from durable_flows.rules import clock, durations, signals
 from durable_flows.rules.event_types import EventType
 from durable_flows.rules.events import Event
 from durable_flows.rules.options import Awaited, longest_wait
@@ -338,7 +338,9 @@ class Waits(Tools):
                 request(self._journal, place.scope.looking, place.key, wanted, clock.now()),
             ),
         )
-        return None if recorded.output is None else wanted.answer(recorded.value)
+        if recorded.output is None:
+            return None
+        return (yield from self._handed(recorded.value)).decoded(wanted.type)
 
     def _wait_for_several(self, place: Place, wanted: Sequence[Wanted], needed: int) -> Tool:
         def wait() -> Recorded:
@@ -352,8 +354,11 @@ class Waits(Tools):
         recorded = yield from self._waited(place, wait)
         # By name: since it was recorded the list of what is waited for may have changed.
         types = {one.event: one.type for one in wanted if one.type is not None}
-        found = [event and Event.from_dict(event) for event in recorded.value]
-        return [event and event.decoded(types.get(event.name)) for event in found]
+        ends = []
+        for found in recorded.value:
+            event = found and (yield from self._handed(found))
+            ends.append(event and event.decoded(types.get(event.name)))
+        return ends
 
     def _collect(self, place: Place, wanted: Sequence[Wanted]) -> Tool:
         found = yield from self._wait_for_several(place, wanted, len(wanted))
@@ -369,7 +374,9 @@ class Waits(Tools):
                 prepare=lambda: approvals.ask(claim, key, asked),
             ),
         )
-        return None if recorded.output is None else Decision.of(Event.from_dict(recorded.value))
+        if recorded.output is None:
+            return None
+        return Decision.of((yield from self._handed(recorded.value)))
 
     def _wait_for_signal(self, place: Place, name: str, patience: timedelta) -> Tool:
         key, claim = place.key, self._journal.claim
@@ -378,16 +385,23 @@ class Waits(Tools):
             try:
                 return self._journal.await_event(key, request_signal(claim, key, name, patience))
             except SignalTaken as error:
-                described = outcomes.describe(error, step=key)
+                described = self._journal.values.described(error, key)
                 return self._journal.record(key, StepKind.WAIT, error=described)
 
         recorded = yield from self._waited(place, wait)
         if recorded.state == StepState.FAILED:
-            raise outcomes.recall(recorded.failure)
+            raise self._journal.values.failure(recorded.failure, key)
         if recorded.output is None:
             return None
-        found = Event.from_dict(recorded.value)
+        found = yield from self._handed(recorded.value)
         return signals.read(found.data, found.public_id)
+
+    def _handed(self, document: Mapping[str, Any]) -> Tool:
+        """A recorded event, as the handler gets it."""
+        event = Event.from_dict(document)
+        if self._journal.values.are_bare:
+            return event
+        return (yield Write(lambda: self._journal.opened(event)))
 
     def _waited(self, place: Place, wait: Callable[[], Recorded]) -> Tool:
         recorded = yield Write(lambda: self._journal.begin(place.key, StepKind.WAIT) or wait())

@@ -9,7 +9,7 @@ from uuid import UUID
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from durable_flows.management import bulk, checking, dev, embedded, rerouting, turns
+from durable_flows.management import bulk, checking, dev, embedded, rerouting, rotation, turns
 from durable_flows.management.arguments import an_id, at_least_one, positive
 from durable_flows.rules import clock
 from durable_flows.rules.states import BulkKind
@@ -33,19 +33,27 @@ error between recorded steps. Steps are answered from their records, none of the
 what the code between them writes is rolled back. Ends with 1 if there are any, for a pipeline."""
 
 
+ROTATE_KEYS = """Encrypt with the newest key whatever was encrypted with an older one: in events, steps,
+attempts, runs, and files of results. Workers may go on meanwhile, and it may be stopped and said again.
+When it has come to its end, the older keys can be removed from the settings."""
+
+
 class Command(BaseCommand):
     """Runs flows by hand, or everything at once for development."""
 
     help = (
         "Runs durable flows without Celery: by hand (tick), or with a web server (dev); has events that "
         "were set aside routed again (reroute); cancels or does again all runs that fit (cancel, replay); "
-        "tells which runs new code does not fit (check)."
+        "tells which runs new code does not fit (check); encrypts everything with the newest key "
+        "(rotate-keys)."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Declare the subcommands."""
         commands = parser.add_subparsers(
-            dest="subcommand", required=True, metavar="{tick,dev,reroute,cancel,replay,check}"
+            dest="subcommand",
+            required=True,
+            metavar="{tick,dev,reroute,cancel,replay,check,rotate-keys}",
         )
         _add_tick(commands)
         _add_dev(commands)
@@ -53,6 +61,7 @@ class Command(BaseCommand):
         _add_bulk(commands, BulkKind.CANCEL, "cancel all runs that fit", bulk.CANCEL)
         _add_bulk(commands, BulkKind.REPLAY, "do all runs that fit again", bulk.REPLAY)
         _add_check(commands)
+        _add_rotate_keys(commands)
 
     def get_check_kwargs(self, options: dict[str, Any]) -> Any:
         """For ``dev`` the web server checks, in each of its processes."""
@@ -66,6 +75,9 @@ class Command(BaseCommand):
             self.tick(loop=options["loop"], interval=options["interval"])
         elif subcommand == "check":
             self.check_runs(options["flow"], options["limit"], as_json=options["as_json"])
+        elif subcommand == "rotate-keys":
+            self._require_tables()
+            rotation.rotate(dry_run=options["dry_run"], out=self.stdout)
         elif subcommand == "reroute":
             self.reroute(options["events"], everything=options["everything"])
         elif subcommand in (BulkKind.CANCEL, BulkKind.REPLAY):
@@ -183,6 +195,13 @@ def _add_check(commands: Any) -> None:
         help="so many runs, the oldest first (default: all)",
     )
     check.add_argument("--json", action="store_true", dest="as_json", help="one JSON object")
+
+
+def _add_rotate_keys(commands: Any) -> None:
+    rotate = commands.add_parser(
+        "rotate-keys", help="encrypt everything with the newest key", description=ROTATE_KEYS
+    )
+    rotate.add_argument("--dry-run", action="store_true", help="only tell how much there is to do")
 
 
 def _add_dev(commands: Any) -> None:

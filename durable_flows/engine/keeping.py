@@ -1,0 +1,233 @@
+"""What a run's steps come to, on its way into the tables and out of them again.
+
+On the way in: middleware, then references in place of rows, then JSON, then a file if it is long. On the
+way out, the same backwards. Where a project has none of that, it is JSON text and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, Self
+
+from durable_flows import conf, installed
+from durable_flows.engine import files, rows
+from durable_flows.engine.history import Claim, Recorded, size_of
+from durable_flows.errors import InvalidPayload, StepError, UnserialisableResult
+from durable_flows.flows import Flow
+from durable_flows.middleware import About, Chain, Opener, RunContext, StepContext
+from durable_flows.registry import registry
+from durable_flows.rules import envelopes, outcomes, payload
+from durable_flows.rules.events import DECIDED, SIGNALLED, Event, Seal
+
+#: Events of the engine's own in which somebody says something to a run.
+_SAID_IN = (SIGNALLED, DECIDED)
+
+
+class Values:
+    """The values of one run.
+
+    Args:
+        run: whose.
+        chain: the middleware.
+        names_rows: whether rows in results are stored as references.
+    """
+
+    def __init__(self, run: RunContext, chain: Chain, *, names_rows: bool = False) -> None:
+        self._run = run
+        self._chain = chain
+        self._names_rows = names_rows
+        self._longest = files.longest()
+        #: Whether values are JSON text and nothing else, whatever they are.
+        self.are_bare = not (chain.changes_values or names_rows or self._longest is not None)
+
+    @classmethod
+    def of(cls, claimed: Claim, flow: Flow) -> Self:
+        """The values of a claimed run."""
+        run = RunContext(
+            run_id=str(claimed.run_id),
+            flow=flow.id,
+            version=flow.version,
+            generation=claimed.generation,
+            context=claimed.event.context,
+        )
+        return cls(run, installed.chain(flow.middleware), names_rows=flow.references)
+
+    # -- results -----------------------------------------------------------------------------
+
+    def encode(self, result: Any, key: str = "") -> str:
+        """What is kept of a result.
+
+        Args:
+            result: as a function has returned it.
+            key: of its step; empty: it is the run's.
+
+        Raises:
+            UnserialisableResult: it cannot be stored, or is too long.
+            StorageUnavailable: it was to go to a file, and could not.
+        """
+        about = self._about("step" if key else "result", key)
+        try:
+            text = self._dumped(result, about)
+        except InvalidPayload as error:
+            what = f"the result of step {key!r}" if key else "what the handler returned"
+            raise UnserialisableResult(f"{what}, {error}") from error
+        return self.kept(text, key)
+
+    def _dumped(self, result: Any, about: About) -> str:
+        limits = conf.settings().result_limits
+        try:
+            return payload.dumps(self._chain.into(result, about), limits=limits)
+        except InvalidPayload:
+            if not self._names_rows:
+                raise
+            named, has_rows = rows.named(result)
+            if not has_rows:
+                raise
+        return envelopes.with_rows(payload.dumps(self._chain.into(named, about), limits=limits))
+
+    def kept(self, text: str, key: str) -> str:
+        """What is kept of a result in its row: itself, or where it is."""
+        if self._longest is None or size_of(text) <= self._longest:
+            return text
+        return files.put(text, uuid.UUID(self._run.run_id), key)
+
+    def decode(self, text: str, key: str) -> Any:
+        """A step's result, as the handler gets it.
+
+        Raises:
+            StorageUnavailable, ResultGone, RowGone: it is elsewhere, and cannot be had.
+        """
+        if self.are_bare and envelopes.is_plain(text):
+            return payload.loads(text)
+        plain, has_rows = envelopes.without_rows(files.fetch(text))
+        value = self._chain.out_of(payload.loads(plain), self._about("step", key))
+        return rows.fetched(value) if has_rows else value
+
+    def is_at_hand(self, recorded: Recorded) -> bool:
+        """Whether a step's result can be read anywhere, without waiting for anybody."""
+        return self.are_bare and (recorded.output is None or envelopes.is_plain(recorded.output))
+
+    # -- what children have come to ------------------------------------------------------------
+
+    @staticmethod
+    def whole(text: str) -> str:
+        """A child's result, wherever it is."""
+        return files.fetch(text)
+
+    @staticmethod
+    def joined(texts: Sequence[str]) -> str:
+        """The results of children as one list."""
+        if all(map(envelopes.is_plain, texts)):
+            return f"[{', '.join(texts)}]"
+        read = [envelopes.without_rows(files.fetch(text)) for text in texts]
+        if not any(has_rows for _, has_rows in read):
+            return f"[{', '.join(text for text, _ in read)}]"
+        items = [
+            text if has_rows else json.dumps(rows.escaped(payload.loads(text)))
+            for text, has_rows in read
+        ]
+        return envelopes.with_rows(f"[{', '.join(items)}]")
+
+    # -- errors --------------------------------------------------------------------------------
+
+    def described(self, error: BaseException, key: str = "") -> dict[str, Any]:
+        """An error as it is recorded."""
+        return self._recorded(outcomes.describe(error, step=key), key)
+
+    def failed(self, error: BaseException) -> tuple[dict[str, Any], str]:
+        """The error of which a run fails, as it is recorded, and in a line."""
+        described = outcomes.describe(error)
+        recorded = self._recorded(described, "")
+        return recorded, self._line(described, recorded)
+
+    def told(self, error: StepError, key: str) -> str:
+        """A step's failure in a line, for a note."""
+        described = outcomes.describe(error)
+        return self._line(described, self._recorded(described, key))
+
+    def failure(self, described: Mapping[str, Any], key: str) -> StepError:
+        """The error that a recorded failure stands for."""
+        return outcomes.recall(self._chain.out_of(dict(described), self._about("error", key)))
+
+    def _recorded(self, described: dict[str, Any], key: str) -> dict[str, Any]:
+        recorded: dict[str, Any] = self._chain.into(described, self._about("error", key))
+        return recorded
+
+    @staticmethod
+    def _line(described: Mapping[str, Any], recorded: Mapping[str, Any]) -> str:
+        """Of a message that middleware has changed nothing is said: it may be a secret."""
+        if recorded["message"] != described["message"]:
+            return str(described["name"])
+        return f"{described['name']}: {described['message']}"[:1000]
+
+    # -- events and inputs -----------------------------------------------------------------------
+
+    def event(self, event: Event[Any]) -> Event[Any]:
+        """An event as handlers get it."""
+        shared = installed.chain()
+        return opened(event, shared) if shared.changes_values else event
+
+    def input(self, value: Any, key: str) -> Any:
+        """What a step is given, in a run that is done again."""
+        return self._chain.out_of(value, self._about("input", key))
+
+    # -- surroundings ----------------------------------------------------------------------------
+
+    def around_run(self) -> list[Opener]:
+        """What is to be entered around the handler."""
+        return self._chain.around_run(self._run)
+
+    def around_step(self, key: str, attempt: int) -> list[Opener]:
+        """What is to be entered around a step's function."""
+        if not self._chain.surrounds_steps:
+            return []
+        return self._chain.around_step(StepContext(run=self._run, key=key, attempt=attempt))
+
+    def _about(self, kind: Any, key: str) -> About:
+        return About(kind, self._run.flow, key)
+
+
+def sealing() -> Seal | None:
+    """What makes of an event's data, and user, what is stored; None: they are stored as they are."""
+    chain = installed.chain()
+    if not chain.changes_values:
+        return None
+    return lambda name, kind, value: chain.into(value, About(kind, name))
+
+
+def shown(text: str | None, about: About) -> Any:
+    """A result or an error as people may see it: with references in place of rows.
+
+    What cannot be read is shown as it is stored.
+    """
+    if text is None:
+        return None
+    flow = registry.find(about.name)
+    chain = installed.chain(flow.middleware if flow else ())
+    value: Any = text
+    with suppress(Exception):
+        plain, _ = envelopes.without_rows(files.fetch(text))
+        value = payload.loads(plain)
+        value = chain.out_of(value, about)
+    return value
+
+
+def said(data: Any, name: str) -> Any:
+    """What a person or a system says to one run, as it is stored."""
+    return installed.chain().into(data, About("data", name))
+
+
+def opened(event: Event[Any], chain: Chain) -> Event[Any]:
+    """The inverse of `sealing`; of a signal and a decision what is said in them."""
+    if event.name in _SAID_IN:
+        said = event.data["data"]
+        about = About("data", str(event.data.get("signal", event.name)))
+        return replace(event, data={**event.data, "data": chain.out_of(said, about)})
+    user = event.user
+    if user is not None:
+        user = chain.out_of(user, About("user", event.name))
+    return replace(event, data=chain.out_of(event.data, About("data", event.name)), user=user)
