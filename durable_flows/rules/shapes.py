@@ -98,7 +98,7 @@ def _unread(info: Any, seen: set[Any]) -> Iterator[str]:
                 yield from _unread(one, seen)
 
 
-_PLACE = re.compile(r"(?P<says>.*?)(?: - at `(?:key in )?\$(?P<path>.*)`)?", re.DOTALL)
+_PLACE = re.compile(r"(?P<says>.*?)(?: - at (?P<key>`key` in )?`\$(?P<path>.*)`)?", re.DOTALL)
 _TOKEN = re.compile(r"\.(\w+)|\[(\d+)\]|(\[\.\.\.\])")
 _MISSING = re.compile(r"Object missing required field `(\w+)`")
 
@@ -111,6 +111,8 @@ def _misfit(message: str) -> InvalidPayload:
     found = _PLACE.fullmatch(message)
     assert found is not None  # the pattern takes every text
     says, path = found["says"], found["path"] or ""
+    if found["key"]:
+        says += ", in one of its keys"
     tokens: list[str] = []
     for name, index, unknown in _TOKEN.findall(path):
         if unknown:

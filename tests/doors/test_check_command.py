@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from io import StringIO
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from django.contrib.auth.models import Group
 from django.core.management import call_command
 
-from durable_flows import Step, flow, send
+from durable_flows import EventType, Step, flow, send
 from durable_flows.models import Due, Event, RunWarning
 from durable_flows.models import Step as Recorded
 from durable_flows.registry import registry
@@ -187,3 +188,21 @@ def test_people_are_told_in_lines_and_a_sum() -> None:
     first, last = out.getvalue().splitlines()
     assert first.startswith(f"run {run.id} of flow 'order': DeterminismError: ")
     assert last == "1 unfinished run checked, 1 do not fit"
+
+
+def test_a_run_whose_event_does_not_fit_its_type_any_more_is_named():
+    @dataclass
+    class Order:
+        number: int
+
+    def after(event: Any, step: Step) -> None:
+        before(step)
+
+    deployed(before)
+    run = played("go", {"number": "seven"})
+    forget(registry.find("order"))  # type: ignore[arg-type]
+    flow("order", on=EventType("go", Order))(after)
+    code, found = check()
+    assert (code, [finding["run_id"] for finding in found["findings"]]) == (1, [run.id])
+    assert found["findings"][0]["error"] == "UnreadableEvent"
+    assert "/data/number: does not fit" in found["findings"][0]["message"]
