@@ -96,7 +96,7 @@ class Mapped:
     """
 
     flow_id: str
-    items: Sequence[Mapping[str, Any]]
+    items: Sequence[Mapping[str, Any] | Object]
     most: int
     cascade: bool
 
@@ -110,13 +110,13 @@ class Mapped:
         _check_parent_cancel(what, on_parent_cancel)
         if isinstance(items, str | bytes | Mapping) or not isinstance(items, Iterable):
             raise InvalidOption(f"{what}: the items are a list of dicts, not {items!r}")
-        listed = [_opened(what, item) for item in items]
+        listed = list(items)
         if len(listed) > MOST_ITEMS:
             raise InvalidOption(
                 f"{what}: {len(listed):,} items, the limit is {MOST_ITEMS:,}; map over them in parts"
             )
         for number, item in enumerate(listed):
-            if not isinstance(item, Mapping):
+            if not isinstance(_opened(what, item), Mapping):
                 raise InvalidOption(
                     f"{what}: each item is what a run finds in event.data, a dict; item {number} is "
                     f"{item!r}"

@@ -247,7 +247,7 @@ def _type(name: str, flow_id: str) -> EventType[Any] | None:
 
 def invoke_all(
     flow_id: str,
-    items: Sequence[Mapping[str, Any]],
+    items: Sequence[Mapping[str, Any] | Object],
     *,
     later: Sequence[bool],
     sender: Sender,
@@ -261,7 +261,7 @@ def invoke_all(
         sender: the run that asks, which is told of their ends.
     """
     limits, type_ = conf.settings().event_limits, _type(events.INVOKE, flow_id)
-    asked = [_leaving(Event(events.INVOKE, dict(data)), sender) for data in items]
+    asked = [_leaving(_asking(data), sender) for data in items]
     encoded = [
         events.encode_command(
             events.INVOKE,
@@ -280,6 +280,11 @@ def invoke_all(
         for one, wait in zip(encoded, later, strict=True)
     ]
     return _insert(delayed, sender=sender, run_of=partial(keys.flow_run_id, flow_id))
+
+
+def _asking(data: Any) -> Event[Any]:
+    """For a run with these data."""
+    return Event(events.INVOKE, dict(data) if isinstance(data, Mapping) else data)
 
 
 def decide(approval_id: uuid.UUID, said: dict[str, Any], *, run_id: uuid.UUID) -> bool:

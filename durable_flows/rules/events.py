@@ -67,7 +67,7 @@ class Event(Generic[D_co]):
     ts: datetime | int | None = None
     v: str | None = None
     public_id: str = ""
-    subject: Any = field(default=..., repr=False)
+    subject: Any = field(default=..., repr=False, metadata={values.UNSAID: True})
     context: Mapping[str, Any] = field(default_factory=dict)
 
     if TYPE_CHECKING:  # what it is made of tells what its data are
@@ -134,10 +134,8 @@ class Event(Generic[D_co]):
         """
         if type_ is None:
             return self
-        is_start = self.name in (
-            START,
-            INVOKE,
-        )  # whoever asks for a run means the type as it is now
+        # Whoever asks for a run means the type as it is now.
+        is_start = self.name in (START, INVOKE)
         v = type_.v if is_start and self.v is None else self.v
         raw: Any = self.data
         data: Any = type_.decoded(raw, v, self.public_id)

@@ -34,6 +34,9 @@ class IsModel(Protocol):
 #: What is, or becomes, a JSON object.
 Object = dict[str, Any] | IsDataclass | IsModel
 
+#: In the metadata of a dataclass's field that is not written: an event's subject.
+UNSAID: Final = "durable_flows: unsaid"
+
 #: Stands for itself: there is no rule.
 _NO_RULE: Final = object()
 
@@ -102,10 +105,8 @@ def _dumped(model: Any) -> Any:
 
 def _fields(value: Any) -> dict[str, Any]:
     try:
-        said = {field.name: getattr(value, field.name) for field in fields(value)}
-        return {
-            name: one for name, one in said.items() if one is not ...
-        }  # an event's subject, say
+        stored = [field.name for field in fields(value) if UNSAID not in field.metadata]
+        return {name: getattr(value, name) for name in stored}
     except AttributeError as error:
         raise InvalidPayload(f"{type(value).__name__} lacks a field: {error}") from error
 

@@ -694,6 +694,21 @@ def test_a_flow_of_one_type_is_invoked_with_what_fits_it(joined):
     assert played().result == ["Ada", "Grace", "Joan", "InvalidEvent"]
 
 
+def test_items_of_a_map_are_written_and_checked_as_events_are(ordered):
+    @flow("child", on=ordered)
+    def child(event: Event[Order]) -> str:
+        return str(event.data.order_id)
+
+    @flow("parent", on="go")
+    def parent(event, step):
+        return step.map("each", child, [Order(id=ID), event.data])
+
+    assert played("go", {"id": str(ID)}).result == [str(ID), str(ID)]
+    run = played("go", {"id": 7})
+    assert (run.state, run.error["name"]) == ("failed", "InvalidEvent")
+    assert "/1/data/id: does not fit Order" in run.error["message"]
+
+
 def test_a_flow_of_several_events_is_started_with_any_dict(added):
     got = collector([added, "other"])
     registry_flow("collector").start({"n": 1})
