@@ -122,6 +122,8 @@ def _misfit(message: str) -> InvalidPayload:
         tokens.append(name or index)
     if missing := _MISSING.fullmatch(says):
         return InvalidPayload("is missing", pointer=_pointer([*tokens, missing[1]]))
+    if says.startswith("Invalid enum value"):  # no value is told: it may be a secret
+        says = "is none of the values that it may have"
     return InvalidPayload(says, pointer=_pointer(tokens))
 
 

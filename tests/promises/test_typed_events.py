@@ -168,7 +168,7 @@ def test_a_pydantic_model_is_stored_by_the_names_that_it_is_read_by(ordered):
             "Expected `float`, got `str`",
         ),
         ({"cart_id": "c", "since": "yesterday"}, "/data/since", "Invalid RFC3339"),
-        ({"cart_id": "c", "size": "xl"}, "/data/size", "Invalid enum value 'xl'"),
+        ({"cart_id": "c", "size": "xl"}, "/data/size", "is none of the values that it may have"),
         ({"cart_id": "c", "prices": {"a": "much"}}, "/data/prices", "in one of its values"),
         (Cart(7), "/data/cart_id", "Expected `str`"),  # type: ignore[arg-type]
         (Cart("c", lines=[{1, 2}]), "/data/lines/0", "sorted(value)"),  # type: ignore[list-item]
