@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from asgiref.sync import async_to_sync
 from django.core.checks import run_checks
 
 from durable_flows import Event, Middleware, StepError, asend, flow, retry, send_signal
@@ -430,16 +431,15 @@ def test_it_surrounds_what_undoes_a_step(use):
     assert seen == [("step", "1")]
 
 
-@pytest.mark.django_db(transaction=True)
 def test_asend_calls_it_in_the_senders_transaction(use):
     notes = Notes()
     use(notes)
-    asyncio.run(asend_one())
+
+    async def view() -> None:
+        await asend("go")
+
+    async_to_sync(view)()
     assert notes.notes[0] == "sent go"
-
-
-async def asend_one() -> None:
-    await asend("go")
 
 
 # -- what it costs ---------------------------------------------------------------------------
