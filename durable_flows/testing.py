@@ -216,7 +216,7 @@ def sent(name: str) -> Sequence[events.Event[Any]]:
     rows = rows.exclude(
         routed=ingest.NEVER, withdrawn=False
     )  # edited, for a run that is done again
-    found = [stored.event(row) for row in rows.values_list(*stored.COLUMNS)]
+    found = [keeping.seen(stored.event(row)) for row in rows.values_list(*stored.COLUMNS)]
     return [event.decoded(type_of(name)) for event in found]
 
 

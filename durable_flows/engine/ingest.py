@@ -24,6 +24,7 @@ from durable_flows.engine import clocksync, keeping, observed, ring, shards, sql
 from durable_flows.engine.subjects import Subject
 from durable_flows.errors import InvalidEvent, WrongDatabase
 from durable_flows.flows import Flow, provide
+from durable_flows.middleware import Middleware
 from durable_flows.registry import registry
 from durable_flows.rules import clock, events, keys, names, payload
 from durable_flows.rules.event_types import EventType
@@ -46,12 +47,14 @@ class Sender:
         depth: how deep what it sends stands in a chain of runs and events.
         subject: what it is about, and what it sends, unless that says otherwise.
         context: what was captured where its own event was sent; what it sends has that, too.
+        middleware: of its flow: has its say about what it sends, after that of the settings.
     """
 
     run_id: uuid.UUID
     depth: int
     subject: Subject | None = None
     context: Mapping[str, Any] = field(default_factory=dict)
+    middleware: tuple[Middleware, ...] = ()
 
 
 _here: ContextVar[Sender | None] = ContextVar("durable_flows_sender", default=None)
@@ -168,9 +171,11 @@ def store(batch: Sequence[Event[Any]], *, sender: Sender | None = None) -> list[
 
 def _leaving(event: Event[Any], sender: Sender | None) -> Event[Any]:
     """An event, with what is captured where it is sent."""
-    if sender is not None and sender.context:
+    if sender is None:
+        return installed.chain().sent(event)
+    if sender.context:
         event = replace(event, context={**sender.context, **event.context})
-    return installed.chain().sent(event)
+    return installed.chain(sender.middleware).sent(event)
 
 
 def start(

@@ -216,6 +216,13 @@ def shown(text: str | None, about: About) -> Any:
     return value
 
 
+def seen(event: Event[Any]) -> Event[Any]:
+    """A stored event as people may see it. What cannot be read is as it is stored."""
+    with suppress(Exception):
+        return opened(event, installed.chain())
+    return event
+
+
 def said(data: Any, name: str) -> Any:
     """What a person or a system says to one run, as it is stored."""
     return installed.chain().into(data, About("data", name))

@@ -20,7 +20,7 @@ from durable_flows.engine.history import Claim, History, Recorded, histories
 from durable_flows.engine.journal import Journal
 from durable_flows.engine.keeping import Values
 from durable_flows.engine.sagas import UNDOING
-from durable_flows.errors import Diverged, StepError, Suspend
+from durable_flows.errors import Diverged, StepError, Suspend, Unreadable
 from durable_flows.flows import Flow
 from durable_flows.registry import registry
 from durable_flows.rules import clock, durations
@@ -112,7 +112,7 @@ def _play(flow: Flow, claimed: Claim, history: History) -> Finding | None:
         StepError,
     ):  # as far as it has come; or it fails, of a failure that is recorded
         pass
-    except Diverged as signal:
+    except (Diverged, Unreadable) as signal:
         return _finding(claimed, signal.error)
     except (Exception, SystemExit) as error:
         if not isinstance(journal.stopped, Diverged):

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
 
@@ -58,6 +59,8 @@ from durable_flows.rules.states import RunState, StepKind
 
 logger = logging.getLogger(__name__)
 
+UNREADABLE = timedelta(minutes=1)  # after which what could not be read is looked at again
+
 T = TypeVar("T")
 
 
@@ -72,7 +75,7 @@ def execute(claimed: Claim, history: History) -> Outcome:
     ending = _decided(flow, claimed, history, values)
     if ending is not None and not history.intents:
         return ending
-    sender = _sender(claimed)
+    sender = _sender(claimed, flow)
     journal = _journal(flow, claimed, history, values, sender)
     try:
         with ingest.sending_as(sender):
@@ -111,7 +114,7 @@ def _journal(
     )
 
 
-def _sender(claimed: Claim) -> ingest.Sender:
+def _sender(claimed: Claim, flow: Flow) -> ingest.Sender:
     """Who sends what this slice sends, and how deep in a chain of runs that stands."""
     since = claimed.started_at if claimed.generation else claimed.created_at
     depth = causality.depth_of_sent(claimed.depth, since=since, now=clock.now())
@@ -120,6 +123,7 @@ def _sender(claimed: Claim) -> ingest.Sender:
         depth=depth,
         subject=claimed.subject,
         context=claimed.event.context,
+        middleware=flow.middleware,
     )
 
 
@@ -243,6 +247,9 @@ def _undo(
         left = driver.play(Undoing(journal, flow.retries, driver, remedies).all, {})
     except Suspend as signal:
         return Sleeping(play.goes_on_at(journal, signal), has_undo=True, undoes=True)
+    except Unreadable as signal:  # what was undone cannot be told from what is to be: not now
+        logger.warning("run %s cannot be undone now: %s", claimed.run_id, signal)
+        return Sleeping(clock.now() + UNREADABLE, has_undo=True, undoes=True)
     return _ended(claimed, decided.value, left, journal.values)
 
 

@@ -355,6 +355,22 @@ def test_a_lost_key_is_a_named_error_and_nothing_is_changed(encrypt, asks):
     assert again(run).result == ["4242", "4242"]
 
 
+def test_runs_that_cannot_be_read_are_named_by_flows_check(encrypt):
+    @flow("asks", on="go")
+    def asks(step):
+        step.run("one", str, "a")
+        step.sleep("rest", "1h")
+
+    encrypt(OLD)
+    run = played("go")
+    encrypt(NEW)
+    out = io.StringIO()
+    with pytest.raises(SystemExit):
+        call_command("flows", "check", stdout=out)
+    assert run.id in out.getvalue()
+    assert "DecryptionFailed" in out.getvalue()
+
+
 def test_a_key_that_is_lost_for_a_while_only_costs_attempts(encrypt):
     @flow("asks", on="go")
     def asks(event, step):

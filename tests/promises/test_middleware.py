@@ -18,7 +18,7 @@ from durable_flows.errors import InvalidEvent, InvalidOption, InvalidSetting
 from durable_flows.middleware import Chain
 from durable_flows.models import Event as StoredEvent
 from durable_flows.models import Step as StepRow
-from durable_flows.testing import advance, drain, run_of, send
+from durable_flows.testing import advance, drain, run_of, send, sent
 from tests.promises.staging import again, played, rolled_back
 
 pytestmark = pytest.mark.django_db
@@ -152,6 +152,23 @@ def test_middleware_of_a_flow_is_inside_that_of_the_settings_and_of_no_other_flo
     assert not [note for note in notes if note.startswith("flow ") and " data " in note]
 
 
+def test_middleware_of_a_flow_has_its_say_about_what_its_runs_send_and_about_nothing_else(use):
+    notes: list[str] = []
+
+    @flow("mine", on="go", middleware=[Notes("flow ", notes)])
+    def mine(step):
+        step.send_event("tell", Event("told"))
+        step.run("send", lambda: send("sent"))
+
+    use(Notes("all ", notes))
+    played("go")
+    assert [note for note in notes if " sent " in note] == [
+        "all sent go",
+        *("all sent told", "flow sent told"),
+        *("all sent sent", "flow sent sent"),
+    ]
+
+
 def test_a_handler_of_failures_has_its_owners_middleware(use):
     notes: list[str] = []
 
@@ -230,6 +247,13 @@ def test_awaited_events_signals_and_children_pass_through_it(use):
     drain()
     assert again(run).result == ["a", "b", "c", ["d"]]
     assert StoredEvent.objects.get(name="told").data == '{"text":"b"}'
+
+
+def test_the_test_kit_shows_what_was_sent_as_it_was(use):
+    use(Shift)
+    send("go", {"text": "a"})
+    (event,) = sent("go")
+    assert event.data == {"text": "a"}
 
 
 def test_what_event_sent_raises_the_sender_gets_and_nothing_is_stored(use):
@@ -429,6 +453,35 @@ def test_it_surrounds_what_undoes_a_step(use):
     use(Sync, Shift)
     assert played("go").state == "failed"
     assert seen == [("step", "1")]
+
+
+def test_what_was_undone_and_cannot_be_read_is_not_undone_again(use):
+    class Locked(Middleware):
+        is_locked = False
+
+        def value_out(self, value, about):
+            if Locked.is_locked and about.key.endswith("#undo"):
+                raise ConnectionError("the key is not there")
+            return value
+
+    undone = []
+
+    @flow("trip", on="go", retries=0)
+    def trip(step):
+        saga = step.saga()
+        saga.run("first", str, 1, undo=lambda *_: undone.append("first"))
+        saga.run("second", str, 2, undo=lambda *_: undone.append("second"))
+        raise ValueError("no")
+
+    use(Locked)
+    Locked.is_locked = True
+    run = played("go")
+    assert undone == ["second"]
+    assert run.state == "started"
+    Locked.is_locked = False
+    advance("1m")
+    assert again(run).state == "failed"
+    assert undone == ["second", "first"]
 
 
 def test_asend_calls_it_in_the_senders_transaction(use):
