@@ -23,6 +23,7 @@ __all__ = [
     "Timeouts",
     "FlowSubject",
     "Middleware",
+    "model_event",
     # in a handler
     "Event",
     "EventType",
@@ -40,6 +41,8 @@ __all__ = [
     # ask
     "send",
     "asend",
+    "flows_update",
+    "flows_bulk_create",
     "cancel",
     "retry",
     "rerun",
@@ -58,6 +61,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from durable_flows.bulk_changes import flows_bulk_create, flows_update
     from durable_flows.declare import flow
     from durable_flows.engine.approvals import Decision, decide
     from durable_flows.engine.async_step import AsyncStep
@@ -78,6 +82,7 @@ if TYPE_CHECKING:
         StepError,
     )
     from durable_flows.middleware import Middleware
+    from durable_flows.model_events import model_event
     from durable_flows.rules.backoff import Delays, Exponential, Fixed, Retries
     from durable_flows.rules.event_types import EventType
     from durable_flows.rules.events import Event
@@ -94,6 +99,8 @@ _HOMES = {
     "durable_flows.rules.events": ("Event",),
     "durable_flows.rules.signals": ("Signal",),
     "durable_flows.subjects": ("FlowSubject",),
+    "durable_flows.model_events": ("model_event",),
+    "durable_flows.bulk_changes": ("flows_update", "flows_bulk_create"),
     "durable_flows.engine.run": ("Run",),
     "durable_flows.engine.tools.step": ("Step",),
     "durable_flows.engine.async_step": ("AsyncStep",),

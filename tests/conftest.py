@@ -112,11 +112,12 @@ def pytest_terminal_summary(
 @pytest.fixture(autouse=True)
 def nothing_stays() -> Iterator[None]:
     """What a test declares, moves or traps is gone after it: flows, the clock, failpoints, leases."""
+    from durable_flows import model_events
     from durable_flows.engine import deployments, failpoints, leases
     from durable_flows.registry import registry
     from durable_flows.rules import clock
 
-    with registry.isolated():
+    with registry.isolated(), model_events.isolated():
         yield
     clock.reset()
     failpoints.trap = None

@@ -348,6 +348,7 @@ def test_every_name_at_the_front_door_is_in_the_reference() -> None:
 
 SIGNATURES = [
     ("events", "send", durable_flows.send),
+    ("model-events", "model_event", durable_flows.model_event),
     ("flows", "On", durable_flows.On),
     ("flows", "CancelOn", durable_flows.CancelOn),
     ("flows", "Timeouts", durable_flows.Timeouts),

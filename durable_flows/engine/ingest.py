@@ -7,7 +7,7 @@ another sender may have to wait for is the key of an event that carries the same
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -176,6 +176,23 @@ def _leaving(event: Event[Any], sender: Sender | None) -> Event[Any]:
     if sender.context:
         event = replace(event, context={**sender.context, **event.context})
     return installed.chain(sender.middleware).sent(event)
+
+
+def store_all(batch: Iterable[Event[Any]]) -> None:
+    """As `store`, however many there are: by several statements, each as large as a call may be."""
+    limits = conf.settings()
+    piece: list[Encoded] = []
+    size = 0
+    for event in batch:
+        encoded = events.encode(event, limits=limits.event_limits)
+        if piece and (
+            len(piece) >= limits.MAX_EVENTS or size + encoded.size > limits.MAX_SEND_BYTES
+        ):
+            _insert(piece, sender=_here.get())
+            piece, size = [], 0
+        piece.append(encoded)
+        size += encoded.size
+    _insert(piece, sender=_here.get())
 
 
 def start(
