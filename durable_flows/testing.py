@@ -211,7 +211,11 @@ def sent(name: EventType[D]) -> list[events.Event[D]]: ...  # type: ignore[overl
 @overload
 def sent(name: str) -> list[events.Event]: ...
 def sent(name: str) -> Sequence[events.Event[Any]]:
-    """The events of this name that anybody has sent, in order of arrival; of a type as its model."""
+    """The events of this name that anybody has sent, in order of arrival, as handlers get them.
+
+    Args:
+        name: their name; of a type their data are its model.
+    """
     rows = Event.objects.using(conf.settings().DATABASE).filter(name=name).order_by("arrival")
     rows = rows.exclude(
         routed=ingest.NEVER, withdrawn=False

@@ -120,8 +120,9 @@ def given(input: Any, place: Place, chain: Chain) -> str:
         raise InvalidOption(
             f"rerun(): input= is a list of arguments, or a dict of named ones, not {input!r}"
         )
-    stored = chain.into(input, About("input", place.flow, place.key))
-    return payload.dumps(stored, limits=conf.settings().result_limits, pointer="/input")
+    limits, about = conf.settings().result_limits, About("input", place.flow, place.key)
+    stored = keeping.through(chain, input, about, limits, "/input")
+    return payload.dumps(stored, limits=limits, pointer="/input")
 
 
 # -- what it has come to ---------------------------------------------------------------------
@@ -139,6 +140,7 @@ def encoded(output: Any, place: Place, chain: Chain) -> str | None:
         InvalidOption: the step has no output, or none like this.
         InvalidPayload, InvalidEvent: it is no JSON, or too large.
     """
+    limits = conf.settings().result_limits
     if place.kind == StepKind.WAIT:
         output = _ended(output, place)
         if output is None:
@@ -149,8 +151,9 @@ def encoded(output: Any, place: Place, chain: Chain) -> str | None:
         why = _NO_OUTPUT.get(place.kind, f"has no output of its own ({place.kind})")
         raise InvalidOption(f"rerun(): step {place.key!r} {why}")
     if place.kind in (StepKind.RUN, StepKind.INVOKE, StepKind.MAP):
-        output = chain.into(output, About("step", place.flow, place.key))
-    return payload.dumps(output, limits=conf.settings().result_limits, pointer="/output")
+        about = About("step", place.flow, place.key)
+        output = keeping.through(chain, output, about, limits, "/output")
+    return payload.dumps(output, limits=limits, pointer="/output")
 
 
 def _check_list(output: Any, place: Place) -> None:
@@ -222,7 +225,7 @@ def _as_command(output: Any) -> dict[str, Any]:
     """The command by which the wait would have ended."""
     try:
         name = output.name if isinstance(output, Signal) else DECIDED
-        stored = replace(output, data=keeping.said(output.data, name))
+        stored = replace(output, data=keeping.said(output.data, name, pointer="/output/data"))
         event = signals.told(stored) if isinstance(stored, Signal) else stored.told()
     except (AttributeError, TypeError) as error:
         raise InvalidOption(f"rerun(): output= has a field that cannot be read: {error}") from error

@@ -16,12 +16,13 @@ from typing import Any, Self
 from durable_flows import conf, installed
 from durable_flows.engine import files, rows
 from durable_flows.engine.history import Claim, Recorded, size_of
-from durable_flows.errors import InvalidPayload, StepError, UnserialisableResult
+from durable_flows.errors import InvalidEvent, InvalidPayload, StepError, UnserialisableResult
 from durable_flows.flows import Flow
 from durable_flows.middleware import About, Chain, Opener, RunContext, StepContext
 from durable_flows.registry import registry
 from durable_flows.rules import envelopes, outcomes, payload
 from durable_flows.rules.events import DECIDED, SIGNALLED, Event, Seal
+from durable_flows.rules.payload import Limits
 
 #: Events of the engine's own in which somebody says something to a run.
 _SAID_IN = (SIGNALLED, DECIDED)
@@ -80,14 +81,15 @@ class Values:
     def _dumped(self, result: Any, about: About) -> str:
         limits = conf.settings().result_limits
         try:
-            return payload.dumps(self._chain.into(result, about), limits=limits)
+            return payload.dumps(through(self._chain, result, about, limits), limits=limits)
         except InvalidPayload:
             if not self._names_rows:
                 raise
             named, has_rows = rows.named(result)
             if not has_rows:
                 raise
-        return envelopes.with_rows(payload.dumps(self._chain.into(named, about), limits=limits))
+        stored = through(self._chain, named, about, limits)
+        return envelopes.with_rows(payload.dumps(stored, limits=limits))
 
     def kept(self, text: str, key: str) -> str:
         """What is kept of a result in its row: itself, or where it is."""
@@ -223,9 +225,24 @@ def seen(event: Event[Any]) -> Event[Any]:
     return event
 
 
-def said(data: Any, name: str) -> Any:
-    """What a person or a system says to one run, as it is stored."""
-    return installed.chain().into(data, About("data", name))
+def said(data: Any, name: str, *, pointer: str = "/data") -> Any:
+    """What a person or a system says to one run, as it is stored. Raises `InvalidEvent`."""
+    limits = conf.settings().event_limits
+    try:
+        return through(installed.chain(), data, About("data", name), limits, pointer)
+    except InvalidPayload as error:
+        raise InvalidEvent(error.problem, pointer=error.pointer) from error
+
+
+def through(chain: Chain, value: Any, about: About, limits: Limits, pointer: str = "") -> Any:
+    """What middleware makes of a value: it gets it as JSON, so that nothing hides in a type of its own.
+
+    Raises:
+        InvalidPayload: it cannot be stored; ``pointer`` says where it stands.
+    """
+    if chain.changes_values:
+        value = payload.loads(payload.dumps(value, limits=limits, pointer=pointer))
+    return chain.into(value, about)
 
 
 def opened(event: Event[Any], chain: Chain) -> Event[Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from django.urls import reverse
 from durable_flows import (
     CancelOn,
     Event,
+    InvalidEvent,
     On,
     StepError,
     decide,
@@ -31,6 +34,7 @@ from durable_flows import (
 from durable_flows.encryption import Encryption
 from durable_flows.engine import files
 from durable_flows.errors import InvalidSetting
+from durable_flows.middleware import About, Middleware
 from durable_flows.models import Approval, Run, Step
 from durable_flows.models import Event as StoredEvent
 from durable_flows.testing import advance, drain, run_of, send
@@ -485,3 +489,78 @@ def test_rotation_without_the_old_key_says_so_and_changes_nothing(encrypted, enc
 def test_rotation_where_nothing_is_encrypted_says_so():
     with pytest.raises(CommandError, match="nothing is encrypted"):
         rotated()
+
+
+# -- values that JSON does not have ------------------------------------------------------------
+
+
+@dataclass
+class Payment:
+    card: str
+    cents: int = 0
+
+
+def test_a_secret_inside_a_dataclass_or_a_tuple_is_found_by_its_path(encrypt):
+    encrypt(fields=["data.payment.card", "data.all.card"])
+
+    def cards(data: Any) -> list[str]:
+        return [data["payment"]["card"], data["all"][0]["card"]]
+
+    @flow("pays", on="pays")
+    def pays(event, step):
+        signal = step.wait_for_signal("wait", "told", timeout="1h")
+        return [*cards(event.data), *cards(signal.data)] == [CANARY] * 4
+
+    data = {"payment": Payment(CANARY), "all": (Payment(CANARY),)}
+    run = played("pays", data)
+    send_signal("told", data)
+    drain()
+    assert again(run).result is True
+    assert CANARY not in everything()
+
+
+def test_what_looks_encrypted_inside_a_dataclass_is_given_back_as_it_was(encrypt):
+    encrypt()
+    sealed = Encryption([OLD], results=True).value_in("x", About("step", "other"))
+
+    @flow("returns", on="go")
+    def returns(step):
+        found = step.run("work", lambda: Payment(sealed))
+        return found["card"] == sealed
+
+    assert played().result is True
+
+
+def test_middleware_gets_values_as_json(settings):
+    got: list[Any] = []
+
+    class Looks(Middleware):
+        def value_in(self, value: Any, about: About) -> Any:
+            got.append((about.kind, value))
+            return value
+
+    settings.DURABLE_FLOWS = {"RING": "off", "MIDDLEWARE": [Looks()]}
+
+    @flow("returns", on="go")
+    def returns(event, step):
+        step.run("work", lambda: Payment("a"))
+        return (Payment("b"),)
+
+    run = played("go", Payment("c"))
+    plain = {name: {"card": name, "cents": 0} for name in "abcde"}
+    assert got == [("data", plain["c"]), ("step", plain["a"]), ("result", [plain["b"]])]
+    got.clear()
+    rerun(run.id, from_step="work", output=Payment("d"))
+    rerun(run.id, from_step="work", input=[Payment("e")])
+    assert got == [("step", plain["d"]), ("input", [plain["e"]])]
+
+
+@pytest.mark.parametrize("value", [{1}, timedelta(1)])
+def test_what_has_no_rule_is_refused_where_it_is_with_middleware_too(encrypt, value):
+    encrypt(fields=["data.card"])
+    with pytest.raises(InvalidEvent) as caught:
+        send_signal("told", {"card": {"n": value}})
+    assert caught.value.pointer == "/data/card/n"
+    with pytest.raises(InvalidEvent) as caught:
+        send("go", {"card": {"n": value}})
+    assert caught.value.pointer == "/data/card/n"

@@ -14,6 +14,7 @@ from typing import Any
 import pydantic
 import pytest
 from asgiref.sync import async_to_sync
+from cryptography.fernet import Fernet
 
 from durable_flows import (
     AsyncStep,
@@ -31,6 +32,7 @@ from durable_flows import (
     send,
     send_signal,
 )
+from durable_flows.encryption import Encryption
 from durable_flows.errors import DuplicateEventType, InvalidOption, UnreadableEvent
 from durable_flows.models import Event as StoredEvent
 from durable_flows.registry import registry
@@ -118,11 +120,16 @@ def collector(on: Any, **options: Any) -> list[Any]:
     return got
 
 
-def refusal(*args: Any, **kwargs: Any) -> InvalidEvent:
+def refused(*args: Any, **kwargs: Any) -> InvalidEvent:
     with pytest.raises(InvalidEvent) as caught:
         send(*args, **kwargs)
-    assert stored() == []
     return caught.value
+
+
+def refusal(*args: Any, **kwargs: Any) -> InvalidEvent:
+    error = refused(*args, **kwargs)
+    assert stored() == []
+    return error
 
 
 # -- sending ---------------------------------------------------------------------------------
@@ -854,3 +861,23 @@ def test_a_crash_changes_nothing(added):
     drain()
     assert again(run).result == CART_JSON
     assert got == [CART, CART]
+
+
+def test_what_is_encrypted_is_read_as_its_model_once_it_is_decrypted(added, settings):
+    sealed = Encryption([Fernet.generate_key()], fields=["data.lines", "data.size"])
+    settings.DURABLE_FLOWS = {"RING": "off", "MIDDLEWARE": [sealed]}
+    got = collector(added)
+
+    @flow("waiter", on="go")
+    def waiter(step):
+        return step.wait_for_event("wait", event=added, timeout="1h", since="run").data
+
+    waiting = played("go")
+    run = played(added, CART)
+    assert "1.10" not in StoredEvent.objects.get(name=ADDED).data
+    assert refused(added, {"cart_id": "c1", "size": "xl"}).pointer == "/data/size"
+    assert [event.data for event in sent(added)] == [CART]
+    rerun(run.id, data=replace(CART, cart_id="c2"))
+    drain()
+    assert got == [CART, replace(CART, cart_id="c2")]
+    assert again(waiting).result == CART_JSON
