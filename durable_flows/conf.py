@@ -17,7 +17,7 @@ MIB = 1024 * KIB
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Every setting with its default. Times are real seconds, whatever the clock's speed."""
+    """Every setting with its default. Seconds are real ones, days those of the engine's clock."""
 
     #: Alias of the database that holds the app's tables.
     DATABASE: str = "default"
@@ -69,6 +69,18 @@ class Settings:
     MAX_KEYS: int = 10_000
     #: Characters of one key in a payload.
     MAX_KEY_LENGTH: int = 256
+    #: Days for which events are kept after their routing; None: for ever.
+    KEEP_EVENTS_DAYS: float | None = 7.0
+    #: Days for which completed runs are kept after their end; None: for ever.
+    KEEP_COMPLETED_DAYS: float | None = 30.0
+    #: Days for which failed runs, and events that were set aside, are kept; None: for ever.
+    KEEP_FAILED_DAYS: float | None = 30.0
+    #: Days for which cancelled runs are kept after their end; None: for ever.
+    KEEP_CANCELLED_DAYS: float | None = 30.0
+    #: Rows of runs, or of events, that one transaction of a purge removes at most.
+    PURGE_BATCH: int = 500
+    #: Seconds that a purge goes on for, at most, each time a tick has rung for it.
+    PURGE_SECONDS: float = 1.0
 
     #: What an event's payload must keep to, and what a result must.
     event_limits: Limits = field(init=False, repr=False)
@@ -98,6 +110,8 @@ def shown(name: str) -> str:
 
 
 NAMES = frozenset(field.name for field in fields(Settings) if field.name.isupper())
+#: What tells for how many days rows are kept, and may be None.
+KEEPING = frozenset(name for name in NAMES if name.startswith("KEEP_"))
 DEFAULTS = Settings()
 _read: tuple[Any, Settings] = (None, DEFAULTS)
 
@@ -134,6 +148,9 @@ def _check(name: str, value: Any) -> None:
         return
     if name == "RING" and value not in ("thread", "inline", "off"):
         raise InvalidSetting(f'DURABLE_FLOWS["RING"] is "thread", "inline" or "off", not {value!r}')
+    if name in KEEPING:
+        _check_days(name, value)
+        return
     if name == "MIDDLEWARE":
         wanted: tuple[type, ...] = (list, tuple)
     elif isinstance(default, bool | str):
@@ -151,6 +168,17 @@ def _check(name: str, value: Any) -> None:
     if name == "ROUTE_SHARDS" and value not in _SHARDS:
         raise InvalidSetting(
             f'DURABLE_FLOWS["ROUTE_SHARDS"] is a power of two from 1 to 256, not {value!r}'
+        )
+
+
+def _check_days(name: str, value: Any) -> None:
+    if value is None:
+        return
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 < value < math.inf:
+        raise InvalidSetting(
+            f"{shown(name)} takes a number of days above 0, or None to keep them for ever, "
+            f"not {value!r}"
         )
 
 

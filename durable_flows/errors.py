@@ -256,7 +256,8 @@ class InvokeError(StepError):
     Attributes:
         flow: id of the invoked flow.
         run_id: id of the invoked run.
-        state: ``"failed"``, ``"cancelled"``, or ``"skipped"``: it was not started.
+        state: ``"failed"``, ``"cancelled"``, or ``"skipped"``: it was not started; or ``"gone"``: one
+            of this key ended long ago, and was purged.
         reason: why; of a failed run the class of its error and its message.
         stack: the traceback of the error of which it failed, as text.
         code: that error's ``code`` attribute where it had one, else ``""``.
@@ -280,7 +281,8 @@ class InvokeError(StepError):
         super().__init__(step, type(self).__name__, self._told(), stack, code)
 
     def _told(self) -> str:
-        did = {"skipped": "was not started", "cancelled": "was cancelled"}.get(self.state, "failed")
+        words = {"skipped": "was not started", "cancelled": "was cancelled", "gone": "is gone"}
+        did = words.get(self.state, "failed")
         return f"run {self.run_id} of flow {self.flow!r} {did}{self.reason and ': '}{self.reason}"
 
     def as_dict(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 from celery import shared_task
 
 from durable_flows.engine import execute, ring, sql, watch
+from durable_flows.engine import purge as retention
 from durable_flows.engine import tick as housekeeping
 from durable_flows.engine.route import route as route_events
 
@@ -37,6 +38,13 @@ def tick() -> None:
     """Find what lost doorbells left behind."""
     sql.tend()
     housekeeping.tick()
+
+
+@shared_task(name=ring.PURGE, **_OPTIONS)
+def purge() -> None:
+    """Remove rows whose time is over, for a moment: the next tick rings for more."""
+    sql.tend()
+    retention.take_turn()
 
 
 def _drain(queue: str) -> None:

@@ -57,6 +57,7 @@ _BY_TYPE: dict[str, list[Any]] = {
     "str": [7, None, b"x", True],
     "tuple[Any, ...] | list[Any]": ["a path", 7, None, {}],
     "Any": [7, None, True, []],  # a callable, or its path
+    "float | None": [0, -1, 0.0, "5", True, [1], float("nan"), float("inf")],
 }
 WRONG = [
     (field.name, value)
@@ -71,6 +72,16 @@ def test_a_value_of_the_wrong_kind_is_refused_and_named(name, value):
         conf.parse({name: value})
     assert f'DURABLE_FLOWS["{name}"]' in str(caught.value)
     assert repr(value) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", sorted(conf.KEEPING))
+def test_what_is_to_be_kept_for_ever_is_said_by_none(name):
+    assert getattr(conf.parse({name: None}), name) is None
+    assert getattr(conf.parse({name: 0.5}), name) == 0.5
+    with pytest.raises(
+        InvalidSetting, match="a number of days above 0, or None to keep them for ever"
+    ):
+        conf.parse({name: 0})
 
 
 def test_every_setting_was_tried():

@@ -199,7 +199,8 @@ def reruns(commands: Sequence[Routed], default_queue: str) -> list[Start]:
 def _done(run_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Done]:
     rows = sql.execute(
         "SELECT id, flow, event_id, coalesce(since, mark) FROM durable_flows_run "
-        f"WHERE {sql.among('id', 'runs')}",
+        # So that no purge takes away what is done again before it has been taken over.
+        f"WHERE {sql.among('id', 'runs')} ORDER BY id FOR KEY SHARE",
         {"runs": list(run_ids)},
     )
     return {sql.uid(row[0]): Done(row[1], sql.uid(row[2]), row[3]) for row in rows}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from durable_flows.engine import deployments, failpoints, ingest, sql
 from durable_flows.engine.arguments import Invocation
@@ -88,10 +88,15 @@ def look(claim: Claim, child: Child) -> Child:
         return child
     failpoints.reach("before_child_settled", child.key)
     _settle(claim, child, outcome)
-    return _read(child)
+    settled = _read(child)
+    if settled.outcome == outcome and not settled.state:  # purged since it was looked at
+        return replace(child, outcome=outcome)
+    return settled
 
 
 def _outcome(child: Child) -> str:
+    if not child.state and child.skipped is None and _is_gone(child):
+        return WaitOutcome.GONE
     if child.skipped is not None:
         return WaitOutcome.SKIPPED
     if (
@@ -101,6 +106,19 @@ def _outcome(child: Child) -> str:
     ):
         return child.state
     return WaitOutcome.TIMEOUT if child.expires_at <= clock.now() else ""
+
+
+def _is_gone(child: Child) -> bool:
+    """Whether the run that this waits for was purged: what has asked for it was carried out long ago."""
+    rows = sql.execute(
+        "SELECT 1 FROM durable_flows_wait w LEFT JOIN durable_flows_event e ON e.id = w.event_id "
+        "WHERE w.id = %(id)s AND NOT EXISTS (SELECT 1 FROM durable_flows_run r WHERE r.id = w.match) "
+        "AND NOT EXISTS (SELECT 1 FROM durable_flows_admission a "
+        "WHERE a.event_id = w.event_id AND a.flow = w.event_name) "
+        "AND (e.id IS NULL OR (e.routed_at IS NOT NULL AND NOT e.quarantined))",
+        {"id": child.id},
+    )
+    return bool(rows)
 
 
 def check_lease(claim: Claim) -> None:

@@ -81,6 +81,9 @@ PLACES = frozenset(
         "before_deadlines_commit",
         "floor_kept",
         "unparked",
+        "purge_taken",
+        "before_purge_commit",
+        "purged",
     }
 )
 

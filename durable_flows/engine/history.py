@@ -192,6 +192,8 @@ class Child:
         state, reason = self.state, self.reason
         if self.outcome == WaitOutcome.CUT:
             state, reason = WaitOutcome.TIMEOUT, "the wait was skipped"
+        elif self.outcome == WaitOutcome.GONE:
+            state, reason = WaitOutcome.GONE, "it has ended, and is no longer kept"
         elif self.outcome not in TERMINAL:
             state, reason = self.outcome, self.skipped or ""
         elif not state:

@@ -446,33 +446,54 @@ def _subject_of(event: Encoded, sender: Sender | None) -> Subject | None:
 def _dedupe(encoded: Sequence[Encoded], ids: list[uuid.UUID], now: datetime) -> list[uuid.UUID]:
     """The ids under which the events are or will be known: the first sender's, for a duplicate."""
     hashes = {
-        index: keys.event_key_hash(_name_for_key(event), event.key)
+        index: key_id(event.name, event.target, event.key)
         for index, event in enumerate(encoded)
         if event.key
     }
     first = {hash_: ids[index] for index, hash_ in reversed(hashes.items())}
-    ordered = sorted(first)
-    sql.insert(
-        models.EventKey,
-        {
-            "id": ordered,
-            "event_id": [first[hash_] for hash_ in ordered],
-            "created_at": [now] * len(ordered),
-        },
-    )
-    rows = sql.execute(
-        f"SELECT id, event_id FROM durable_flows_eventkey WHERE {sql.among('id', 'ids')}",
-        {"ids": ordered},
-    )
-    known = {sql.uid(hash_): sql.uid(event_id) for hash_, event_id in rows}
+    known: dict[uuid.UUID, uuid.UUID] = {}
+    while left := sorted(first.keys() - known.keys()):
+        known |= _take_keys({hash_: first[hash_] for hash_ in left}, now)
+        if len(known) < len(first):
+            known |= _taken_keys([hash_ for hash_ in left if hash_ not in known])
     return [known[hashes[index]] if index in hashes else own for index, own in enumerate(ids)]
 
 
-def _name_for_key(event: Encoded) -> str:
-    """For what a key is unique: an event's name, or a signal's; for what starts a flow, the flow."""
-    if event.name == events.SIGNALLED:
-        return f"{events.SIGNALLED} {event.target}"
-    return f"{events.START} {event.target}" if event.target else event.name
+def _take_keys(wanted: Mapping[uuid.UUID, uuid.UUID], now: datetime) -> dict[uuid.UUID, uuid.UUID]:
+    """Insert the keys that are not there: key → event. Returns these."""
+    rows = sql.insert(
+        models.EventKey,
+        {
+            "id": list(wanted),
+            "event_id": list(wanted.values()),
+            "created_at": [now] * len(wanted),
+        },
+        suffix="ON CONFLICT DO NOTHING RETURNING id, event_id",
+    )
+    return {sql.uid(hash_): sql.uid(event_id) for hash_, event_id in rows}
+
+
+def _taken_keys(hashes: list[uuid.UUID]) -> dict[uuid.UUID, uuid.UUID]:
+    """Keys that were there, and that no purge takes away before this transaction has ended.
+
+    What one has taken away meanwhile is missing among them: that id is free again.
+    """
+    rows = sql.execute(
+        f"SELECT id, event_id FROM durable_flows_eventkey WHERE {sql.among('id', 'ids')} "
+        "ORDER BY id FOR KEY SHARE",
+        {"ids": hashes},
+    )
+    return {sql.uid(hash_): sql.uid(event_id) for hash_, event_id in rows}
+
+
+def key_id(name: str, target: str, key: str) -> uuid.UUID:
+    """The id of the row that keeps a sender's own id taken.
+
+    It is unique for an event's name, or a signal's; for what starts a flow, for the flow.
+    """
+    if name == events.SIGNALLED:
+        return keys.event_key_hash(f"{name} {target}", key)
+    return keys.event_key_hash(f"{events.START} {target}" if target else name, key)
 
 
 def _insert_rows(

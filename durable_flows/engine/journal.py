@@ -20,7 +20,7 @@ from durable_flows.engine.history import Child, Claim, History, Progress, Record
 from durable_flows.engine.keeping import Values
 from durable_flows.engine.recording import Recording
 from durable_flows.engine.scopes import Branch
-from durable_flows.errors import SignalTaken, Suspend, UnserialisableResult
+from durable_flows.errors import SignalTaken, Suspend, UnknownEvent, UnserialisableResult
 from durable_flows.rules import clock, durations
 from durable_flows.rules.events import SIGNALLED, Event
 from durable_flows.rules.states import StepKind, WaitOutcome
@@ -224,6 +224,8 @@ class Journal(Recording):
         if not wait.outcome:
             self.suspend(max(wait.expires_at, clock.now() + clock.real(LOOK_AGAIN)))
         found = wait.event if wait.outcome == WaitOutcome.EVENT else None
+        if found is None and wait.outcome == WaitOutcome.EVENT:  # never to be taken for a timeout
+            raise UnknownEvent(f"step {key!r}: the event that ended its wait is no longer kept")
         output = json.dumps(found.as_dict()) if found else None
         return self.record(key, StepKind.WAIT, output=output)
 

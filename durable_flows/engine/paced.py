@@ -14,7 +14,7 @@ import json
 import logging
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from django.db.models import QuerySet
@@ -100,6 +100,7 @@ def next_batch(bulk_id: uuid.UUID) -> int | None:
             return None
         batch = _Batch.of(bulk_id, rows[0])
         found = batch.read()
+        found = replace(found, asked=_still_there(found.asked))
         _ask(batch, found.asked)
         _note(batch, found)
         failpoints.reach("before_bulk_commit", batch.kind)
@@ -179,6 +180,17 @@ class _Batch:
             return self.next_at
         earliest = max(self.next_at, clock.now() - _two_ticks())
         return earliest + timedelta(seconds=asked / self.rate)
+
+
+def _still_there(run_ids: Sequence[uuid.UUID]) -> list[uuid.UUID]:
+    """Those that no purge has taken away, nor does before the commands about them are stored."""
+    if not run_ids:
+        return []
+    rows = sql.execute(
+        f"SELECT id FROM durable_flows_run WHERE {sql.among('id', 'runs')} ORDER BY id FOR KEY SHARE",
+        {"runs": list(run_ids)},
+    )
+    return [sql.uid(row[0]) for row in rows]
 
 
 def _ask(batch: _Batch, run_ids: Sequence[uuid.UUID]) -> None:

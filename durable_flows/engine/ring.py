@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 ROUTE = "durable_flows.route"
 DRAIN = "durable_flows.drain"
 TICK = "durable_flows.tick"
+PURGE = "durable_flows.purge"
 
 BUCKET = 0.05  # seconds: timers that fall due within one bucket share a bell
 SOCKET_TIMEOUT = 2.0  # seconds
@@ -63,6 +64,11 @@ def drain(queue: str) -> None:
 def tick() -> None:
     """It is time for the housekeeping."""
     _ring(Bell(TICK, default_queue()))
+
+
+def purge() -> None:
+    """There may be rows whose time is over."""
+    _ring(Bell(PURGE, default_queue()))
 
 
 def drain_at(queue: str, moment: datetime) -> None:

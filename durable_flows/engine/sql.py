@@ -31,7 +31,9 @@ observers: list[Callable[[str], None]] = []
 
 PLAN_SECONDS = 10.0  # real seconds for which the plan of a statement on many rows is kept
 PREPARE_AFTER = 2  # executions before psycopg prepares a statement
-_ONLY_POSTGRES = re.compile(r"::[a-z]+(\[\])?|FOR (SHARE|UPDATE)( OF \w+)?( SKIP LOCKED)?")
+_ONLY_POSTGRES = re.compile(
+    r"::[a-z]+(\[\])?|FOR (KEY SHARE|SHARE|UPDATE)( OF \w+)?( SKIP LOCKED)?"
+)
 LOCK_TIMEOUT = "3s"
 IDLE_TIMEOUT = "30s"
 SQLITE_VARIABLES = 30_000  # below the 32,766 of a stock SQLite
@@ -193,6 +195,15 @@ def try_lock(kind: int, number: int, *, around: Sequence[int] = ()) -> bool:
         {"kind": kind, "number": number},
     )
     return bool(rows[0][0])
+
+
+def wait_briefly() -> None:
+    """Let this transaction wait for locks, and for its own next statement, for a bounded time only.
+
+    Nor does its commit wait for the disk: for what is done again if the server dies before it is written.
+    """
+    if postgres():
+        execute(f"SELECT {_BOUNDED}")
 
 
 def wait_for_lock(kind: int, number: int, *, around: Sequence[int] = ()) -> None:

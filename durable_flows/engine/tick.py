@@ -13,6 +13,7 @@ from durable_flows.engine import (
     failpoints,
     floors,
     paced,
+    purge,
     ring,
     sql,
     stored,
@@ -43,6 +44,8 @@ def tick() -> bool:
         keep_floor(queue)
         _ring_ahead(queue)
     paced.carry_on()
+    if purge.is_due():
+        ring.purge()
     return True
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -13,7 +14,7 @@ from django.db import Error as DatabaseError
 from django.db import InterfaceError, OperationalError
 
 from durable_flows import conf
-from durable_flows.engine import deployments, leases, ring, sql, watch
+from durable_flows.engine import deployments, leases, purge, ring, sql, watch
 from durable_flows.engine import tick as housekeeping
 from durable_flows.engine.stop import stopping
 from durable_flows.models import Due, Event
@@ -36,7 +37,9 @@ def turn_once() -> int:
     deployments.publish()
     with ring.silence():
         watch.keep_watch()
-        return housekeeping.turn_by_hand()
+        count = housekeeping.turn_by_hand()
+        purge.take_turn()
+        return count
 
 
 def turn_until_told(interval: float) -> None:
@@ -49,16 +52,31 @@ def turn_until_told(interval: float) -> None:
             that it knows of falls due.
     """
     failures = 0
+    purging = _Purging()
     with ring.silence(), _told_by_signals(), deployments.published():
         watch.keep_watch()
         while not stopping.is_set():
             try:
+                purging.now_and_then()
                 if not housekeeping.turn_by_hand():
                     stopping.wait(_rest(interval))
                 failures = 0
             except (OperationalError, InterfaceError) as error:
                 failures += 1
                 _wait_for_database(error, failures)
+
+
+class _Purging:
+    """Does what ticks ring for elsewhere, as often."""
+
+    def __init__(self) -> None:
+        self._next = time.monotonic()
+
+    def now_and_then(self) -> None:
+        """Purge for a moment, if it is time to."""
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + conf.settings().TICK_SECONDS
+            purge.take_turn()
 
 
 def _rest(interval: float) -> float:

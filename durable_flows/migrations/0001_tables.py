@@ -135,6 +135,16 @@ class Migration(migrations.Migration):
             ],
         ),
         migrations.CreateModel(
+            name='Purge',
+            fields=[
+                ('id', models.SmallIntegerField(primary_key=True, serialize=False)),
+                ('turn', models.BigIntegerField(help_text='The fencing token of whoever purges.')),
+                ('held_until', models.DateTimeField(help_text="Until then it is somebody's turn.")),
+                ('next_at', models.DateTimeField(help_text='When there is something to do again.')),
+                ('notes', models.TextField(default='', help_text='JSON text: how far it has come.')),
+            ],
+        ),
+        migrations.CreateModel(
             name='Run',
             fields=[
                 ('id', models.UUIDField(editable=False, primary_key=True, serialize=False)),
@@ -162,7 +172,7 @@ class Migration(migrations.Migration):
             ],
             options={
                 'permissions': [('cancel_run', 'Can cancel run'), ('retry_run', 'Can retry run'), ('rerun_run', 'Can rerun run')],
-                'indexes': [models.Index(fields=['flow', '-id'], name='run_flow'), models.Index(condition=models.Q(('parent__isnull', False)), fields=['parent'], name='run_parent'), models.Index(condition=models.Q(('subject_id__isnull', False)), fields=['subject_type', 'subject_id', '-id'], name='run_subject')],
+                'indexes': [models.Index(fields=['flow', '-id'], name='run_flow'), models.Index(condition=models.Q(('parent__isnull', False)), fields=['parent'], name='run_parent'), models.Index(condition=models.Q(('since__isnull', False)), fields=['origin'], name='run_taken_over'), models.Index(condition=models.Q(('subject_id__isnull', False)), fields=['subject_type', 'subject_id', '-id'], name='run_subject')],
                 'constraints': [models.CheckConstraint(condition=models.Q(models.Q(('ended_at__isnull', True), ('state__in', ['queued', 'started'])), models.Q(('ended_at__isnull', False), ('state__in', ['completed', 'failed', 'cancelled'])), _connector='OR'), name='run_ends_when_it_has_ended')],
             },
         ),
@@ -262,7 +272,7 @@ class Migration(migrations.Migration):
                 ('expires_at', models.DateTimeField()),
                 ('created_at', models.DateTimeField()),
                 ('settled_at', models.DateTimeField(null=True)),
-                ('outcome', models.CharField(choices=[('event', 'event'), ('timeout', 'timeout'), ('closed', 'closed'), ('completed', 'completed'), ('failed', 'failed'), ('cancelled', 'cancelled'), ('skipped', 'skipped'), ('cut', 'cut')], default='', max_length=10)),
+                ('outcome', models.CharField(choices=[('event', 'event'), ('timeout', 'timeout'), ('closed', 'closed'), ('completed', 'completed'), ('failed', 'failed'), ('cancelled', 'cancelled'), ('skipped', 'skipped'), ('gone', 'gone'), ('cut', 'cut')], default='', max_length=10)),
                 ('event', models.ForeignKey(db_constraint=False, db_index=False, null=True, on_delete=django.db.models.deletion.DO_NOTHING, related_name='+', to='durable_flows.event')),
             ],
             options={

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from durable_flows.models.actions import BulkAction
 from durable_flows.models.events import Event, EventKey, EventMatch, Signature
-from durable_flows.models.processes import Audience, Counter, Deployment, Floor, Tick
+from durable_flows.models.processes import Audience, Counter, Deployment, Floor, Purge, Tick
 from durable_flows.models.runs import Admission, Attempt, Due, Run, RunWarning, Step
 from durable_flows.models.waits import Approval, Fanout, Wait
 
@@ -28,4 +28,5 @@ __all__ = [
     "Floor",
     "Counter",
     "Tick",
+    "Purge",
 ]

@@ -62,3 +62,16 @@ class Tick(models.Model):
 
     def __str__(self) -> str:
         return str(self.ticked_at)
+
+
+class Purge(models.Model):
+    """The one row that lets one process at a time purge, and notes how far that has come."""
+
+    id = models.SmallIntegerField(primary_key=True)
+    turn = models.BigIntegerField(help_text="The fencing token of whoever purges.")
+    held_until = models.DateTimeField(help_text="Until then it is somebody's turn.")
+    next_at = models.DateTimeField(help_text="When there is something to do again.")
+    notes = models.TextField(default="", help_text="JSON text: how far it has come.")
+
+    def __str__(self) -> str:
+        return f"turn {self.turn}"

@@ -83,6 +83,12 @@ class Run(models.Model):
             # None on what its start and its end write: these updates stay off the indexes.
             models.Index(fields=["parent"], condition=Q(parent__isnull=False), name="run_parent"),
             models.Index(
+                # Of those that have taken over steps, which are few: a purge asks for it.
+                fields=["origin"],
+                condition=Q(since__isnull=False),
+                name="run_taken_over",
+            ),
+            models.Index(
                 fields=["subject_type", "subject_id", "-id"],
                 condition=Q(subject_id__isnull=False),
                 name="run_subject",

@@ -70,6 +70,7 @@ class WaitOutcome(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
     SKIPPED = "skipped"  # the run that it asked for was not admitted
+    GONE = "gone"  # the awaited run ended long ago, and was purged
     CUT = "cut"  # short: somebody asked for it to be skipped
 
 

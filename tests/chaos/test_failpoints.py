@@ -43,7 +43,14 @@ CREATE TEMP TABLE spoilt AS SELECT * FROM durable_flows_event WHERE name = 'trip
 UPDATE spoilt SET id = gen_random_uuid(), arrival = arrival + 1000000, data = '{';
 INSERT INTO durable_flows_event SELECT * FROM spoilt;
 """
-BEFORE = {"before_quarantine": SPOIL}
+#: An event of which the time is over: of the journeys themselves all is young.
+OLD = """
+CREATE TEMP TABLE old AS SELECT * FROM durable_flows_event LIMIT 1;
+UPDATE old SET id = '00000000-0000-7000-8000-000000000001', name = 'trip/old', target = '', key = '',
+routed = 1, routed_at = '2001-01-01', received_at = '2001-01-01';
+INSERT INTO durable_flows_event SELECT * FROM old;
+"""
+BEFORE = {"before_quarantine": SPOIL, "before_purge_commit": OLD, "purged": OLD}
 #: Where the process dies with a step done and not recorded.
 STEP_IN_HAND = {"step_ran", "before_atomic_commit", "before_give_back", "given_back"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from django.core.management.base import OutputWrapper
 from durable_flows import Event, Step, flow
 from durable_flows.engine import ring
 from durable_flows.engine.stop import stopping
-from durable_flows.management import bulk, dev, embedded, rerouting, turns
+from durable_flows.management import bulk, dev, embedded, purging, rerouting, turns
 from durable_flows.models import BulkAction, Run
 from durable_flows.models import Event as Stored
 from durable_flows.registry import registry
@@ -227,6 +228,68 @@ def test_a_terminal_is_shown_a_bar(resting: list[str]) -> None:
     out = Terminal()
     call_command("flows", "cancel", "--flow", "rests", "--yes", stdout=out)
     assert f"[{'#' * 30}] 3 of 3, asked for 3" in out.getvalue()
+
+
+@pytest.fixture
+def old() -> list[str]:
+    """Two runs and an event of long ago, and one run that is not at its end, in the order of coming."""
+    flow("done", on="go")(lambda: None)
+    flow("rests", on="rest")(lambda step: step.sleep("rest", "300 days"))
+    events = [send("go"), send("go"), send("lonely"), send("rest"), send("since")]
+    drain()
+    clock.advance(timedelta(days=31))
+    return events
+
+
+@pytest.mark.django_db
+def test_purge_removes_what_has_been_kept_for_long_enough(old: list[str]) -> None:
+    assert flows("purge") == "Removed 2 runs (2 completed) and 3 events.\n"
+    assert [str(one.pk) for one in Stored.objects.order_by("arrival")] == old[3:]
+    assert flows("purge") == "Removed 0 runs and 0 events.\n"
+
+
+@pytest.mark.django_db
+def test_purge_tells_beforehand_what_would_go_and_what_is_held_back(old: list[str]) -> None:
+    said = flows("purge", "--dry-run")
+    assert said.splitlines()[:3] == [
+        "Would remove 2 runs (2 completed) and 3 events.",
+        "1 event as old, or older, kept: the triggers of runs that are kept.",
+        "1 event as old, or older, kept: unfinished runs may look back to them.",
+    ]
+    assert f"run, {run_of(old[3]).id} of flow 'rests', was started 31 days ago" in said
+    assert Stored.objects.count() == 5
+
+
+@pytest.mark.django_db
+def test_a_terminal_is_shown_how_far_a_purge_is(old: list[str]) -> None:
+    class Terminal(StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for arguments in ([], ["--dry-run"]):
+        out = Terminal()
+        call_command("flows", "purge", *arguments, stdout=out)
+        assert "\r" in out.getvalue()
+        assert re.search(r"runs, [\d,]+ events.*\(0 s\)", out.getvalue())
+
+
+@pytest.mark.django_db
+def test_a_purge_that_is_interrupted_says_so_and_another_can_go_on(
+    old: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(purging._Progress, "show", interrupt)
+    assert flows("purge") == "Interrupted; what is gone is gone, and the ticks go on.\n"
+    monkeypatch.undo()
+    assert flows("purge") == "Removed 0 runs and 1 event.\n"
+
+
+@pytest.mark.django_db
+def test_tick_purges_too(old: list[str]) -> None:
+    assert flows("tick") == "0 events routed and slices executed\n"
+    assert Stored.objects.count() == 2
 
 
 @pytest.mark.django_db

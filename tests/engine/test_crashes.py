@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from durable_flows import (
     retry,
     withdraw,
 )
-from durable_flows.engine import failpoints, finish, ring, slices
+from durable_flows.engine import failpoints, finish, purge, ring, slices
 from durable_flows.engine.claim import claim
 from durable_flows.engine.history import History
 from durable_flows.engine.route import route
@@ -52,6 +53,7 @@ ELSEWHERE = {
     *("before_map_commit", "map_advanced"),  # with those of step.map
     *("children_cancelled", "tick_taken", "unparked"),
     *("events_withdrawn", "history_taken_over", "before_bulk_commit", "bulk_carried_on"),
+    *("purge_taken", "before_purge_commit", "purged"),
 }
 
 
@@ -154,6 +156,26 @@ def test_a_run_survives_a_worker_that_dies(place: str, journey: Any, calls: Coun
     assert calls == expected
     assert not Due.objects.exists()
     assert not Wait.objects.pending().exists()
+
+
+@pytest.mark.parametrize("place", ["purge_taken", "before_purge_commit", "purged"])
+def test_a_purge_survives_a_worker_that_dies(place: str) -> None:
+    flow("done", on="go")(lambda: None)
+    flow("rests", on="go")(lambda step: step.sleep("rest", "300 days"))
+    lonely = send("lonely")
+    events = [send("go") for _ in range(3)]
+    drain()
+    advance("31 days", play=False)
+    for _ in range(2):  # in the stage of the runs, and in that of the events
+        with crash_at(place) as crash, suppress(Crash):
+            purge.take_turn()
+        assert crash.happened or not StoredEvent.objects.filter(pk=lonely).exists()
+        for run in Run.objects.filter(flow="done"):
+            assert run.event.name == "go", "a run without its trigger"
+        advance("2m", play=False)  # it is thought dead
+    purge.take_turn()
+    assert Counter(Run.objects.values_list("flow", flat=True)) == {"rests": 3}
+    assert {str(event.pk) for event in StoredEvent.objects.all()} == set(events)
 
 
 def test_the_engine_has_exactly_the_places_that_are_listed() -> None:

@@ -28,8 +28,8 @@ from durable_flows import (
     skip,
     withdraw,
 )
-from durable_flows.engine import bulk, rehearse, sql, tick
-from durable_flows.models import Approval
+from durable_flows.engine import bulk, census, purge, rehearse, ripe, sql, tick
+from durable_flows.models import Approval, Event
 from durable_flows.rules import clock
 from durable_flows.rules.selection import Selection
 from durable_flows.testing import advance, drain, run_of, send
@@ -44,8 +44,15 @@ GROWING = {
         *("approval", "fanout", "admission", "runwarning"),
     )
 }
-#: Indexes with entries for what is open only: their size is that of what is to be done.
-OF_WHAT_IS_OPEN = {"event_unrouted", "event_in_pieces", "due_next", "due_parked", "due_deadline"}
+#: Indexes with entries for what is open only, or rare: their size is that of what is to be done.
+OF_WHAT_IS_OPEN = {
+    "event_unrouted",
+    "event_in_pieces",
+    "due_next",
+    "due_parked",
+    "due_deadline",
+    "run_taken_over",
+}
 IN_PLACE = 160000  # the version of PostgreSQL from which on ends of runs have an index
 
 
@@ -240,6 +247,39 @@ def test_a_bulk_action_reads_so_many_runs_at_once(monkeypatch: pytest.MonkeyPatc
         (condition,) = re.findall(r"Index Cond: (.*)", runs[: bulk.AT_ONCE].explain())
         assert "id >" in condition
         assert "id <=" in condition
+
+
+def test_a_purge_reads_so_many_rows_at_once() -> None:
+    def fails(step: Step) -> None:
+        step.run("one", int)
+        raise NonRetriableError("no")
+
+    flow("fails", on="go")(fails)
+    flow("once")(lambda: None).start(key="k")
+    flow("waits", on="wait")(
+        lambda step: step.wait_for_event("reply", event="reply", match="data.n", timeout="9d")
+    )
+    send("go", id="mine")
+    send("wait", {"n": 1})
+    send_signal("door", expires="1h")
+    drain()
+    send("reply", {"n": 2})
+    advance("40 days")
+    bounds = ripe.bounds(clock.now())
+    with plans() as found:
+        purge.purge_all(rests=False)
+        census.take()
+        purge.is_due()
+    assert not Event.objects.filter(received_at__year__gt=2001).exists()
+    needs = [text for text in found if "FROM durable_flows_due d" in text]
+    assert len(needs) == 5  # once for a pass, they read what is unfinished
+    for text in needs:
+        del found[text]
+    assert scanning(found) == {}
+    for name, span in (("run", ripe.span_of_runs), ("event", ripe.span_of_events)):
+        with plans() as found:
+            span(bounds, bulk.NOBODY, 10)
+        assert f"durable_flows_{name}_pkey" in str(found)
 
 
 def test_signals_and_what_is_undone_are_found_by_indexes() -> None:

@@ -16,7 +16,7 @@ ENGINE = Path(durable_flows.engine.__file__).parent
 THE_WAY = "sql.py"
 
 _WRITES = re.compile(
-    r"\b(INSERT INTO|UPDATE|DELETE FROM) durable_flows_\w+|\bFOR (UPDATE|SHARE)\b|\bUPDATE \0"
+    r"\b(INSERT INTO|UPDATE|DELETE FROM) durable_flows_\w+|\bFOR (UPDATE|SHARE|KEY SHARE)\b|\bUPDATE \0"
 )
 _HOLE = re.compile(r"\{\w*\}")
 _BY_THE_ORM = {"update", "delete", "create", "bulk_create", "save", "select_for_update"}

@@ -9,7 +9,16 @@ from uuid import UUID
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from durable_flows.management import bulk, checking, dev, embedded, rerouting, rotation, turns
+from durable_flows.management import (
+    bulk,
+    checking,
+    dev,
+    embedded,
+    purging,
+    rerouting,
+    rotation,
+    turns,
+)
 from durable_flows.management.arguments import an_id, at_least_one, positive
 from durable_flows.rules import clock
 from durable_flows.rules.states import BulkKind
@@ -44,6 +53,7 @@ class Command(BaseCommand):
     help = (
         "Runs durable flows without Celery: by hand (tick), or with a web server (dev); has events that "
         "were set aside routed again (reroute); cancels or does again all runs that fit (cancel, replay); "
+        "removes what has been kept for long enough (purge); "
         "tells which runs new code does not fit (check); encrypts everything with the newest key "
         "(rotate-keys)."
     )
@@ -53,13 +63,14 @@ class Command(BaseCommand):
         commands = parser.add_subparsers(
             dest="subcommand",
             required=True,
-            metavar="{tick,dev,reroute,cancel,replay,check,rotate-keys}",
+            metavar="{tick,dev,reroute,cancel,replay,purge,check,rotate-keys}",
         )
         _add_tick(commands)
         _add_dev(commands)
         _add_reroute(commands)
         _add_bulk(commands, BulkKind.CANCEL, "cancel all runs that fit", bulk.CANCEL)
         _add_bulk(commands, BulkKind.REPLAY, "do all runs that fit again", bulk.REPLAY)
+        _add_purge(commands)
         _add_check(commands)
         _add_rotate_keys(commands)
 
@@ -78,6 +89,9 @@ class Command(BaseCommand):
         elif subcommand == "rotate-keys":
             self._require_tables()
             rotation.rotate(dry_run=options["dry_run"], out=self.stdout)
+        elif subcommand == "purge":
+            self._require_tables()
+            purging.run(self.stdout, dry_run=options["dry_run"])
         elif subcommand == "reroute":
             self.reroute(options["events"], everything=options["everything"])
         elif subcommand in (BulkKind.CANCEL, BulkKind.REPLAY):
@@ -181,6 +195,15 @@ def _add_reroute(commands: Any) -> None:
 
 def _add_bulk(commands: Any, kind: BulkKind, help: str, description: str) -> None:
     bulk.add_arguments(commands.add_parser(kind.value, help=help, description=description), kind)
+
+
+def _add_purge(commands: Any) -> None:
+    purge = commands.add_parser(
+        "purge", help="remove what has been kept for long enough", description=purging.PURGE
+    )
+    purge.add_argument(
+        "--dry-run", action="store_true", help="only count what would go, and what is kept"
+    )
 
 
 def _add_check(commands: Any) -> None:

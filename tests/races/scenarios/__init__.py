@@ -13,6 +13,7 @@ from tests.races.scenarios import (
     families,
     maps,
     parking,
+    purges,
     sagas,
     signals,
     steals,
@@ -39,6 +40,7 @@ ALL: dict[str, Recipe] = {
         signals,
         steering,
         tellings,
+        purges,
     )
     for recipe in module.RACES
 }
