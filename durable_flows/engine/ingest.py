@@ -180,19 +180,18 @@ def _leaving(event: Event[Any], sender: Sender | None) -> Event[Any]:
 
 def store_all(batch: Iterable[Event[Any]]) -> None:
     """As `store`, however many there are: by several statements, each as large as a call may be."""
-    limits = conf.settings()
+    limits, sender, seal = conf.settings(), _here.get(), keeping.sealing()
     piece: list[Encoded] = []
     size = 0
     for event in batch:
-        encoded = events.encode(event, limits=limits.event_limits)
-        if piece and (
-            len(piece) >= limits.MAX_EVENTS or size + encoded.size > limits.MAX_SEND_BYTES
-        ):
-            _insert(piece, sender=_here.get())
+        leaving = [_leaving(event, sender)]
+        (encoded,) = events.encode_all(leaving, limits=limits.event_limits, seal=seal)
+        if len(piece) >= limits.MAX_EVENTS or size + encoded.size > limits.MAX_SEND_BYTES:
+            _insert(piece, sender=sender)
             piece, size = [], 0
         piece.append(encoded)
         size += encoded.size
-    _insert(piece, sender=_here.get())
+    _insert(piece, sender=sender)
 
 
 def start(

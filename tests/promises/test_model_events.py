@@ -34,6 +34,7 @@ from tests.library.models import (
     Shelf,
 )
 from tests.promises.staging import listener, rolled_back, stored
+from tests.promises.test_middleware import Shift, shifted
 from tests.promises.test_two_writers import (
     Other,
     held_open,
@@ -613,6 +614,18 @@ def test_more_events_than_a_call_may_have_are_stored_by_several_statements():
         flows_bulk_create(Book.objects, [Book(title=str(number)) for number in range(7)])
         assert flows_update(Book.objects, title="x" * 50) == 7
     assert len(told()) == 14
+
+
+def test_middleware_has_its_say_about_the_events_of_one_row_and_of_many():
+    model_event(Book, fields="title")
+    with override_settings(DURABLE_FLOWS={"RING": "off", "MIDDLEWARE": [Shift()]}):
+        Book.objects.create(title="secret")
+        flows_bulk_create(Book.objects, [Book(title="secret")])
+        flows_update(Book.objects, title="secrets")
+        kept = list(StoredEvent.objects.values_list("data", flat=True))
+    assert len(kept) == 4
+    assert not [text for text in kept if "secret" in text]
+    assert all(shifted("secret", 1) in text for text in kept)
 
 
 def test_the_statements_of_an_update_grow_by_pieces_and_not_by_rows():
