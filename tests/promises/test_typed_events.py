@@ -38,6 +38,7 @@ from durable_flows.models import Event as StoredEvent
 from durable_flows.registry import registry
 from durable_flows.rules import payload
 from durable_flows.rules.event_types import catalogue
+from durable_flows.signals import emit
 from durable_flows.testing import RunView, advance, crash_after, drain, run_of, sent
 from tests.promises.staging import again, played, row, stored
 
@@ -881,3 +882,28 @@ def test_what_is_encrypted_is_read_as_its_model_once_it_is_decrypted(added, sett
     drain()
     assert got == [CART, replace(CART, cart_id="c2")]
     assert again(waiting).result == CART_JSON
+
+
+def test_what_is_emitted_by_a_signal_of_djangos_has_to_fit(added):
+    with pytest.raises(InvalidEvent, match="^/data/cart_id: "):
+        emit.send(None, name=ADDED, data={})
+    assert stored() == []
+    emit.send(None, name=ADDED, data=CART)
+    emit.send(None, name=added, data=CART)
+    assert [event.data for event in sent(added)] == [CART, CART]
+
+
+def test_a_module_that_is_loaded_again_brings_its_types_anew():
+    def load() -> EventType[Any]:
+        @dataclass
+        class Loaded:
+            n: int
+
+        return EventType("loaded", Loaded, v="1", upcast=lambda data, v: data)
+
+    first, second = load(), load()
+    assert first.model is not second.model
+    assert catalogue.find("loaded") is second
+    got = collector(first)
+    played(second, second.model(7))
+    assert [type(data) for data in got] == [first.model]
