@@ -42,8 +42,11 @@ class Values:
         self._chain = chain
         self._names_rows = names_rows
         self._longest = files.longest()
+        self._limits = conf.settings().result_limits
         #: Whether values are JSON text and nothing else, whatever they are.
         self.are_bare = not (chain.changes_values or names_rows or self._longest is not None)
+        #: Whether there is something around the functions of steps.
+        self.surround_steps = chain.surrounds_steps
 
     @classmethod
     def of(cls, claimed: Claim, flow: Flow) -> Self:
@@ -70,26 +73,27 @@ class Values:
             UnserialisableResult: it cannot be stored, or is too long.
             StorageUnavailable: it was to go to a file, and could not.
         """
-        about = self._about("step" if key else "result", key)
         try:
-            text = self._dumped(result, about)
+            if self.are_bare:
+                return payload.dumps(result, limits=self._limits)
+            text = self._dumped(result, self._about("step" if key else "result", key))
         except InvalidPayload as error:
             what = f"the result of step {key!r}" if key else "what the handler returned"
             raise UnserialisableResult(f"{what}, {error}") from error
         return self.kept(text, key)
 
     def _dumped(self, result: Any, about: About) -> str:
-        limits = conf.settings().result_limits
         try:
-            return payload.dumps(through(self._chain, result, about, limits), limits=limits)
+            stored = through(self._chain, result, about, self._limits)
+            return payload.dumps(stored, limits=self._limits)
         except InvalidPayload:
             if not self._names_rows:
                 raise
             named, has_rows = rows.named(result)
             if not has_rows:
                 raise
-        stored = through(self._chain, named, about, limits)
-        return envelopes.with_rows(payload.dumps(stored, limits=limits))
+        stored = through(self._chain, named, about, self._limits)
+        return envelopes.with_rows(payload.dumps(stored, limits=self._limits))
 
     def kept(self, text: str, key: str) -> str:
         """What is kept of a result in its row: itself, or where it is."""
@@ -111,7 +115,7 @@ class Values:
 
     def is_at_hand(self, recorded: Recorded) -> bool:
         """Whether a step's result can be read anywhere, without waiting for anybody."""
-        return self.are_bare and (recorded.output is None or envelopes.is_plain(recorded.output))
+        return self.are_bare and (recorded.output or "")[:1] != envelopes.MARK
 
     # -- what children have come to ------------------------------------------------------------
 
@@ -185,8 +189,6 @@ class Values:
 
     def around_step(self, key: str, attempt: int) -> list[Opener]:
         """What is to be entered around a step's function."""
-        if not self._chain.surrounds_steps:
-            return []
         return self._chain.around_step(StepContext(run=self._run, key=key, attempt=attempt))
 
     def _about(self, kind: Any, key: str) -> About:

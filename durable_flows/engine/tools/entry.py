@@ -78,15 +78,15 @@ class Tools:
         recorded = yield Write(lambda: self._journal.begin(place.key, kind))
         if recorded is None:
             recorded = yield from execute()
-        return (yield from self._answer(place, recorded))
+        self._see(place, recorded)
+        if recorded.kind in _RESULTS and not self._journal.values.is_at_hand(recorded):
+            return (yield Write(lambda: self._journal.read(recorded)))
+        return recorded.value
 
-    def _answer(self, place: Place, recorded: Recorded) -> Tool:
-        """A recorded step's result, or its failure."""
+    def _see(self, place: Place, recorded: Recorded) -> None:
+        """The line of the handler has come to this step. Raises its failure, if it has failed."""
         place.scope.last_key = place.key
         if recorded.kind in ACTIONS:
             place.scope.looking.acted(place.began, recorded.mark)
         if recorded.state == StepState.FAILED:
             raise self._journal.values.failure(recorded.failure, recorded.key)
-        if recorded.kind not in _RESULTS or self._journal.values.is_at_hand(recorded):
-            return recorded.value
-        return (yield Write(lambda: self._journal.read(recorded)))

@@ -96,11 +96,16 @@ class Functions(Tools):
         return self._step(place, execute, StepKind.RUN)
 
     def _execute(self, key: str, work: Callable[[], Any], policy: Retries) -> Tool:
-        started_at = clock.now()
+        started_at, values = clock.now(), self._journal.values
         try:
             result = yield Call(self._surrounded(key, work), key)
             failpoints.reach("step_ran", key)
-            output = yield from self._encoded(result, key)
+            # What takes longer than JSON is done beside the handler's event loop.
+            output = (
+                values.encode(result, key)
+                if values.are_bare
+                else (yield Write(lambda: values.encode(result, key)))
+            )
         except ENDS_OF_A_SLICE:
             raise
         except BaseException as error:  # sys.exit() in a step is its failure, not the worker's end
@@ -137,17 +142,12 @@ class Functions(Tools):
             return (yield Write(lambda: self._journal.keep(*written)))
         return (yield Write(lambda: self._failed(key, failure, policy, started_at)))
 
-    def _encoded(self, result: Any, key: str) -> Tool:
-        """What is kept of a result; what takes longer than JSON is done beside the handler's event loop."""
-        values = self._journal.values
-        if values.are_bare:
-            return values.encode(result, key)
-        return (yield Write(lambda: values.encode(result, key)))
-
     def _surrounded(self, key: str, work: Callable[[], Any]) -> Callable[[], Any]:
         """A step's function, inside what middleware puts around it."""
-        openers = self._journal.values.around_step(key, len(self._journal.failures(key)) + 1)
-        return surround(work, openers)
+        values = self._journal.values
+        if not values.surround_steps:
+            return work
+        return surround(work, values.around_step(key, len(self._journal.failures(key)) + 1))
 
     def _failed(
         self, key: str, error: BaseException, policy: Retries, started_at: datetime
