@@ -79,8 +79,14 @@ def tend() -> None:
 
 
 def on_commit(call: Callable[[], None]) -> None:
-    """Call when the caller's transaction has committed, or at once if there is none."""
-    transaction.on_commit(call, using=conf.settings().DATABASE)
+    """Call when the caller's transaction has committed, or at once if there is none.
+
+    Of a transaction that the caller manages by hand, without autocommit, nobody tells when it is
+    committed: then nothing is called, as if it had been lost.
+    """
+    wrapper = connection()
+    if wrapper.in_atomic_block or wrapper.get_autocommit():
+        transaction.on_commit(call, using=wrapper.alias)
 
 
 def execute(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync
-from django.db import connections, transaction
+from django.db import transaction
 from django.test import override_settings
 
 from durable_flows import Event, asend, flow, send
@@ -241,22 +241,6 @@ def test_a_refused_event_leaves_the_callers_transaction_usable():
             send("b", {"x": math.nan})
         send("c")
     assert stored() == ["a", "c"]
-
-
-@pytest.fixture
-def other_database():
-    """A second alias, which holds none of the app's tables."""
-    connections.databases["other"] = {
-        **connections.databases["default"],
-        "ENGINE": "django.db.backends.sqlite3",
-        "NAME": ":memory:",
-        "OPTIONS": {},
-    }
-    connections["other"].connect()  # the test kit of Django lets open connections be
-    yield "other"
-    connections["other"].close()
-    del connections["other"]
-    del connections.databases["other"]
 
 
 @pytest.mark.django_db(transaction=True)
