@@ -1,7 +1,7 @@
 """Large results in files, in the storage ``STORAGES["durable_flows"]``: put there, fetched, and forgotten.
 
 A file is written before the row that names it, and removed before that row. So a row may name a file that
-is gone, where its run is being purged; and a file may be left over that no row names: see `left_over`.
+is gone, where its run is being purged; and a file may be left over that no row names.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 
 from django.conf import settings
 from django.core.files.base import ContentFile
@@ -130,7 +131,8 @@ def of_runs() -> Iterator[tuple[uuid.UUID, list[str]]]:
         folders, _ = _storage().listdir(FOLDER)
         for folder in folders:
             _, names = _storage().listdir(f"{FOLDER}/{folder}")
-            yield uuid.UUID(folder), [f"{FOLDER}/{folder}/{name}" for name in names]
+            with suppress(ValueError):  # somebody else's folder
+                yield uuid.UUID(folder), [f"{FOLDER}/{folder}/{name}" for name in names]
     except Exception as error:
         raise StorageUnavailable(f"the files could not be listed in {_where(error)}") from error
 

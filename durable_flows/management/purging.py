@@ -7,10 +7,12 @@ from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 
-from django.core.management.base import OutputWrapper
+from django.core.management.base import CommandError, OutputWrapper
 
-from durable_flows.engine import census, purge
+from durable_flows import conf, models
+from durable_flows.engine import census, files, purge
 from durable_flows.engine.purge import Purging
+from durable_flows.errors import StorageUnavailable
 from durable_flows.rules import clock
 
 SHOWN_EVERY = 0.2  # real seconds between two looks at how far it is
@@ -23,12 +25,38 @@ time: this is for a first time, or after a change of the settings. It works in s
 transactions with rests in between, beside whatever else goes on, and may be interrupted."""
 
 
-def run(out: OutputWrapper, *, dry_run: bool) -> None:
-    """Purge, or tell what would go and what is held back."""
-    if dry_run:
+def run(out: OutputWrapper, *, dry_run: bool, left_over_files: bool) -> None:
+    """Purge, or tell what would go and what is held back.
+
+    Raises:
+        CommandError: there is no storage whose files are left over, or it does not answer.
+    """
+    if left_over_files:
+        _sweep(out, dry_run=dry_run)
+    elif dry_run:
         _count(out)
     else:
         _purge(out)
+
+
+def _sweep(out: OutputWrapper, *, dry_run: bool) -> None:
+    """Remove the files of runs that are gone: a worker died between its two writes."""
+    if files.longest() is None:
+        raise CommandError(f"STORAGES has no {files.ALIAS!r}: no result is in a file")
+    runs = models.Run.objects.using(conf.settings().DATABASE)
+    count = 0
+    try:
+        for run_id, names in files.of_runs():
+            if runs.filter(pk=run_id).exists():
+                continue
+            count += len(names)
+            for name in names if not dry_run else ():
+                files.remove(name)
+    except StorageUnavailable as error:
+        raise CommandError(str(error)) from error
+    out.write(
+        f"{'Would remove' if dry_run else 'Removed'} {_some(count, 'file')} of runs that are gone."
+    )
 
 
 def _purge(out: OutputWrapper) -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
+import uuid
 from pathlib import Path
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import Group
+from django.core.files.base import ContentFile
 from django.core.files.storage import InMemoryStorage, storages
+from django.core.management import CommandError, call_command
 
 from durable_flows import StepError, flow, rerun, retry
 from durable_flows.admin.showing import pretty
 from durable_flows.engine import files
 from durable_flows.models import Run, Step
-from durable_flows.testing import advance, crash_at, drain, run_of, send
+from durable_flows.testing import advance, crash_at, drain, purge, run_of, send
 from tests.promises.staging import again, played
 
 pytestmark = pytest.mark.django_db
@@ -38,6 +42,10 @@ class Breakable(InMemoryStorage):
     def delete(self, name: str) -> None:
         self._check()
         super().delete(name)
+
+    def listdir(self, path: str) -> tuple[list[str], list[str]]:
+        self._check()
+        return super().listdir(path)
 
     def _check(self) -> None:
         if Breakable.is_down:
@@ -277,6 +285,46 @@ def test_a_death_between_the_file_and_its_row_repeats_the_step():
     assert again(run).result == 200
     assert len(calls) == 2
     assert len(stored_files()) == 2  # one of them is left over, in the folder of the run
+
+
+def swept(*arguments: str) -> str:
+    out = io.StringIO()
+    call_command("flows", "purge", "--left-over-files", *arguments, stdout=out)
+    return out.getvalue()
+
+
+def test_files_of_runs_that_are_gone_are_removed_when_that_is_asked_for():
+    @flow("asks", on="go")
+    def asks(step):
+        step.run("one", lambda: LONG)
+
+    run = played("go")
+    storages["durable_flows"].save("runs/README.txt", ContentFile("of somebody else's"))
+    storages["durable_flows"].save(f"runs/{uuid.uuid4()}/left.json", ContentFile("1"))
+    assert swept("--dry-run") == "Would remove 1 file of runs that are gone.\n"
+    assert swept() == "Removed 1 file of runs that are gone.\n"
+    assert all(run.id in name for name in stored_files())
+    Breakable.is_down = True
+    with pytest.raises(CommandError, match="no route to the storage"):
+        swept()
+
+
+def test_a_purged_run_takes_its_files_along():
+    @flow("asks", on="go")
+    def asks(step):
+        step.run("one", lambda: LONG)
+        return LONG
+
+    played("go")
+    assert len(stored_files()) == 2
+    advance("31 days")
+    Breakable.is_down = True
+    purge()
+    assert Run.objects.exists()
+    Breakable.is_down = False
+    purge()
+    assert not Run.objects.exists()
+    assert stored_files() == []
 
 
 def test_the_admin_shows_where_a_large_result_is():

@@ -91,7 +91,11 @@ class Command(BaseCommand):
             rotation.rotate(dry_run=options["dry_run"], out=self.stdout)
         elif subcommand == "purge":
             self._require_tables()
-            purging.run(self.stdout, dry_run=options["dry_run"])
+            purging.run(
+                self.stdout,
+                dry_run=options["dry_run"],
+                left_over_files=options["left_over_files"],
+            )
         elif subcommand == "reroute":
             self.reroute(options["events"], everything=options["everything"])
         elif subcommand in (BulkKind.CANCEL, BulkKind.REPLAY):
@@ -203,6 +207,12 @@ def _add_purge(commands: Any) -> None:
     )
     purge.add_argument(
         "--dry-run", action="store_true", help="only count what would go, and what is kept"
+    )
+    purge.add_argument(
+        "--left-over-files",
+        action="store_true",
+        help="instead, remove files of results whose runs are gone; the storage must be that of this "
+        "database alone",
     )
 
 
