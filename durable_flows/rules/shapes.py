@@ -6,7 +6,6 @@ Both read JSON, not Python's values, so that a date may be text also where a mod
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import is_dataclass
 from typing import Any, Protocol
@@ -47,10 +46,8 @@ def shape_of(model: Any, what: str) -> Shape:
 
 
 def _is_read_by_pydantic(model: type) -> bool:
-    if values.is_pydantic(model):
-        return True
-    pydantic = sys.modules.get("pydantic")
-    return pydantic is not None and bool(pydantic.dataclasses.is_pydantic_dataclass(model))
+    """Whether it is a model, or one of pydantic's own dataclasses."""
+    return values.is_pydantic(model) or "__pydantic_validator__" in vars(model)
 
 
 # -- dataclasses -----------------------------------------------------------------------------

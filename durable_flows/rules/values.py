@@ -66,9 +66,13 @@ def opened(value: Any) -> Any:
 
 
 def is_pydantic(kind: type) -> bool:
-    """Whether this is a pydantic model; pydantic is asked only if somebody has imported it."""
+    """Whether this is a model of pydantic 2, which is asked only if somebody has imported it."""
     pydantic = sys.modules.get("pydantic")
-    return pydantic is not None and issubclass(kind, pydantic.BaseModel)
+    return (
+        pydantic is not None
+        and issubclass(kind, pydantic.BaseModel)
+        and hasattr(kind, "model_dump")
+    )
 
 
 def _by_rule(value: Any) -> Any:

@@ -145,5 +145,10 @@ def test_keys_that_a_dataclass_does_not_have_are_passed_over():
 def test_without_pydantic_a_dataclass_is_read_as_well(monkeypatch):
     monkeypatch.delitem(sys.modules, "pydantic")
     assert shape_of(Leaf, "here").read('{"n":1}') == Leaf(1)
+    assert dumps(Leaf(1), limits=LIMITS) == '{"n":1}'
+
+
+@pytest.mark.parametrize("model", [dict, int, Leaf(), None, list[Leaf], Colour])
+def test_what_is_neither_a_dataclass_nor_a_model_is_refused(model):
     with pytest.raises(InvalidOption, match="^here takes a dataclass or a pydantic model"):
-        shape_of(TreeModel, "here")
+        shape_of(model, "here")
