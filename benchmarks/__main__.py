@@ -17,6 +17,7 @@ from benchmarks import (
     routing,
     sequential_steps,
     settle_many,
+    start_beside_purge,
     start_latency,
     statements,
     three_step_runs,
@@ -38,6 +39,7 @@ QUESTIONS: dict[str, Question] = {
         *branches.QUESTIONS,
         *claim_backlog.QUESTIONS,
         statements.QUESTION,
+        start_beside_purge.QUESTION,
     )
 }
 REPETITIONS = 5
@@ -47,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Ask the questions that are named, or all."""
     options = parser().parse_args(arguments)
     questions = options.names or list(QUESTIONS.values())
+    start_beside_purge.ENDED = options.ended
     answers: list[Answer] = []
     with stage(broker=any(question.broker for question in questions)) as conninfo:
         for question in questions:
@@ -79,6 +82,13 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--json", action="store_true", help="print JSON instead of a table")
     found.add_argument(
         "--quick", action="store_true", help="tiny, and once: shows that it works, not how fast"
+    )
+    found.add_argument(
+        "--ended",
+        type=int,
+        default=start_beside_purge.ENDED,
+        metavar="N",
+        help="start_beside_purge: so many ended runs (default %(default)s)",
     )
     return found
 

@@ -74,6 +74,43 @@ def due(alias: str, count: int) -> None:
     )
 
 
+def ended(alias: str, count: int, *, days: int) -> None:
+    """Runs of two steps each that have completed so many days ago, and the events that started them.
+
+    Their ids begin with the time, as the engine's do: a second lies between two in a thousand of them.
+    """
+    params = {"queue": _queue(), "count": count, "days": days}
+    times = (
+        "FROM generate_series(1, %(count)s) n, LATERAL (SELECT now() - %(days)s * interval '1 day' "
+        "+ n * interval '1 millisecond') t(moment)"
+    )
+    _run(
+        alias,
+        "INSERT INTO durable_flows_event (id, arrival, mark, name, data, key, ts, received_at, "
+        "deliver_at, v, target, depth, routed, routed_at, error) "
+        f"SELECT {_timed('event')}, n, 1, 'benchmarks/ended', "
+        "'{\"customer\":' || n || ',\"note\":\"' || repeat('x', 80) || '\"}', '', moment, moment, moment, "
+        f"'', '', 0, 1, moment, '' {times}",
+        params,
+    )
+    _run(
+        alias,
+        "INSERT INTO durable_flows_run (id, flow, event_id, state, queue, mark, generation, lease, "
+        "result, reason, created_at, started_at, ended_at) "
+        f"SELECT {_timed('run')}, 'ended', {_timed('event')}, 'completed', %(queue)s, 1, 0, 1, 'null', "
+        f"'', moment, moment, moment {times}",
+        params,
+    )
+    for number in (1, 2):
+        _run(
+            alias,
+            "INSERT INTO durable_flows_step (run_id, key, seq, kind, state, output, mark, lease, attempt, "
+            f"started_at, ended_at) SELECT {_timed('run')}, 's{number}', {number}, 'run', 'done', "
+            f"'\"' || repeat('y', 80) || '\"', 1, 1, 1, moment, moment {times}",
+            params,
+        )
+
+
 def handled(alias: str, count: int) -> None:
     """Runs that were started, claimed and ended between two hours ago and one: nothing is left of them.
 
@@ -168,6 +205,13 @@ _STEPS = (
 def _id(kind: str, number: str = "n") -> str:
     """An id made of a number, as SQL."""
     return f"('{kind}' || lpad(to_hex({number}), 30, '0'))::uuid"
+
+
+def _timed(kind: str) -> str:
+    """An id that begins with the ``moment``, as SQL."""
+    milliseconds = "(extract(epoch FROM moment) * 1000)::bigint"
+    rest = f"substr(md5('{kind}' || n), 1, 20)"
+    return f"(lpad(to_hex({milliseconds}), 12, '0') || {rest})::uuid"
 
 
 def _queue() -> str:

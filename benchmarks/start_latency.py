@@ -27,14 +27,14 @@ def ready(conninfo: str, quick: bool) -> Iterator[Pair]:
             return [p50, p50]
 
         def ours() -> list[float]:
-            found = hop.samples(lambda: _start(stamps, process), quick=quick)
+            found = hop.samples(lambda: start(stamps, process), quick=quick)
             return [hop.percentile(found, 50), hop.percentile(found, 99)]
 
         ours()
         yield Pair(ours=ours, reference=bare)
 
 
-def _start(stamps: Stamps, process: subprocess.Popen[bytes]) -> float:
+def start(stamps: Stamps, process: subprocess.Popen[bytes]) -> float:
     """Seconds from ``send()`` to the first step's function."""
     from benchmarks.flows import STAMPED
     from durable_flows import send

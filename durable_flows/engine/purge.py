@@ -135,9 +135,9 @@ def _walk(mine: Purging, goes_on: Callable[[], bool], *, rests: bool) -> None:
                 break
     except (Exception, KeyboardInterrupt):
         with suppress(DatabaseError):  # then it is thought to be at it for a while
-            _leave(mine)
+            _leave(mine, EVERY)
         raise
-    _leave(mine)
+    _leave(mine, 0.0 if mine.notes.underway else EVERY)
 
 
 def _next_batch(mine: Purging, underway: Pass, *, rests: bool) -> bool:
@@ -287,12 +287,11 @@ def _note(turn: int, notes: Notes) -> bool:
     return bool(rows)
 
 
-def _leave(mine: Purging) -> None:
-    """Let others go on: at the next tick, or if nothing is left to do, in a while."""
+def _leave(mine: Purging, seconds: float = 0.0) -> None:
+    """Let others go on, in so many real seconds."""
     now = clock.now()
-    rest = clock.real(0 if mine.notes.underway else EVERY)
     sql.execute(
         "UPDATE durable_flows_purge SET held_until = %(now)s::timestamptz, "
         "next_at = %(next_at)s::timestamptz WHERE id = %(row)s AND turn = %(turn)s",
-        {"row": THE_ROW, "turn": mine.turn, "now": now, "next_at": now + rest},
+        {"row": THE_ROW, "turn": mine.turn, "now": now, "next_at": now + clock.real(seconds)},
     )

@@ -67,6 +67,9 @@ def _purge(out: OutputWrapper) -> None:
         progress.end()
         out.write("Interrupted; what is gone is gone, and the ticks go on.")
         return
+    except StorageUnavailable as error:
+        progress.end()
+        raise CommandError(f"{error}. What is gone is gone; what has files there stays.") from error
     progress.end()
     out.write(f"Removed {_told(gone)}.")
 

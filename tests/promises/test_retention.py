@@ -789,6 +789,24 @@ def test_a_row_that_cannot_be_purged_holds_up_nothing_else(
     assert list(m.Run.objects.values_list("pk", flat=True)) == [bad]
 
 
+def test_a_purge_that_fails_again_and_again_is_put_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    many(3)
+    advance("31 days", play=False)
+    monkeypatch.setattr(purge, "MOST_FAILURES", 1)
+
+    def runs(*_: object) -> Any:
+        raise OSError("the storage is down")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(erase, "runs", runs)
+        with pytest.raises(OSError, match="down"):
+            purge.take_turn()
+    assert not purge.is_due()
+    advance("10m", play=False)
+    assert counted(purge.take_turn()) == {"completed": 1, "events": 1}
+    assert counted(purge_now()) == {"completed": 2, "events": 2}
+
+
 def test_what_is_purged_and_kept_is_counted_beforehand() -> None:
     resting()
     many(3)
