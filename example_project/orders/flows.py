@@ -7,8 +7,11 @@ from typing import Any
 from django.core.mail import send_mail
 from django.db.models import F
 
-from durable_flows import CancelOn, Event, NonRetriableError, Step, flow
+from durable_flows import CancelOn, Event, NonRetriableError, Step, flow, flows_update
 from example_project.orders.models import Charge, Order, Stock
+
+FEW = 3
+SUPPLIER = "supplier@orders.example"
 
 
 @flow(
@@ -49,13 +52,21 @@ def tell_sent(event: Event, step: Step) -> None:
     step.run("send-mail", mail, event.data["email"], f"On its way: {event.data['label']}")
 
 
+@flow("reorder-stock", on="stock/updated")
+def reorder_stock(event: Event, step: Step) -> None:
+    """A mail to the supplier when there are few left, whatever has taken the others."""
+    before, after = event.data["before"], event.data["after"]
+    if after["available"] < FEW <= before["available"]:
+        step.run("write-to-supplier", mail, SUPPLIER, f"Please send {after['item']}")
+
+
 # -- what is done, and what takes it back ----------------------------------------------------
 
 
 def reserve_stock(order_id: int) -> None:
     order = Order.objects.get(pk=order_id)
     enough = Stock.objects.filter(item=order.item, available__gte=order.quantity)
-    if not enough.update(available=F("available") - order.quantity):
+    if not flows_update(enough, available=F("available") - order.quantity):
         raise NonRetriableError(f"there is not enough {order.item}")
     order.reserved = True
     order.save(update_fields=["reserved"])
@@ -64,7 +75,8 @@ def reserve_stock(order_id: int) -> None:
 def release_stock(reserved: None, order_id: int) -> None:
     order = Order.objects.get(pk=order_id)
     if Order.objects.filter(pk=order_id, reserved=True).update(reserved=False):
-        Stock.objects.filter(item=order.item).update(available=F("available") + order.quantity)
+        shelf = Stock.objects.filter(item=order.item)
+        flows_update(shelf, available=F("available") + order.quantity)
 
 
 def charge(order_id: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.db import models
 
-from durable_flows import FlowSubject
+from durable_flows import FlowSubject, model_event
 
 
 class Stock(models.Model):
@@ -15,6 +15,10 @@ class Stock(models.Model):
 
     def __str__(self) -> str:
         return f"{self.available} × {self.item}"
+
+
+# Whoever changes a shelf need not think of those who want to know: the row tells of it.
+model_event(Stock, on="updated", fields=["item", "available"], name="stock/{verb}")
 
 
 class Order(FlowSubject):

@@ -1,4 +1,4 @@
-"""One order is sent, one withdrawn, one cannot be packed, and for one there is not enough."""
+"""One order is sent, one withdrawn, two cannot be done; and the shelf asks for more."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from example_project.orders.models import Order, Stock
 
 def play() -> None:
     """A day with four orders."""
-    Stock.objects.update_or_create(item="lamp", defaults={"available": 6})
+    if not Stock.objects.filter(item="lamp").update(available=6):  # which nobody is told of
+        Stock.objects.create(item="lamp", available=6)
     place("jonas@orders.example", 2, "Mill Lane 1")
     regretted = place("karla@orders.example", 2, "Mill Lane 2")
     place("lukas@orders.example", 1, "")
@@ -41,4 +42,6 @@ ENDED = [
     "tell-sent completed (send-mail)",
     "process-order/on-cancel completed (send-mail)",
     *["process-order/on-failure completed (send-mail)"] * 2,
+    "reorder-stock completed (write-to-supplier)",
+    *["reorder-stock completed (no steps)"] * 4,
 ]

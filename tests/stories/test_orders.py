@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 from django.core import mail
+from django.db.models.deletion import ProtectedError
 
 from durable_flows import cancel
 from durable_flows.testing import RunView, advance, crash_after, crash_at, drain, run_of, send, sent
+from example_project.orders.flows import SUPPLIER
 from example_project.orders.models import Charge, Order, Stock
 from example_project.orders.story import place
 
@@ -33,8 +35,10 @@ def refunds() -> list[bool]:
     return list(Charge.objects.values_list("refunded", flat=True))
 
 
-def subjects() -> list[str]:
-    return [str(message.subject) for message in mail.outbox]
+def subjects(*, to_supplier: bool = False) -> list[str]:
+    """Of the mails to the customers, or of those to the supplier."""
+    mails = [message for message in mail.outbox if to_supplier == (SUPPLIER in message.to)]
+    return [str(message.subject) for message in mails]
 
 
 def test_an_order_that_goes_through_is_reserved_charged_and_sent() -> None:
@@ -122,7 +126,7 @@ def test_a_worker_that_dies_while_it_takes_back_leaves_the_rest_to_the_next(
     drain()
     assert the_run().state == "failed"
     assert (left(), refunds()) == (3, [True])
-    assert len(mail.outbox) == 1
+    assert len(subjects()) == 1
 
 
 def test_a_worker_that_dies_before_it_begins_to_take_back_leaves_all_to_the_next() -> None:
@@ -141,3 +145,42 @@ def test_many_orders_never_take_more_than_there_is() -> None:
     states = [run_of(event.public_id).state for event in sent("order/placed")]
     assert sorted(states) == ["completed", "failed", "failed"]
     assert (left(), Order.objects.filter(reserved=True).count()) == (1, 1)
+
+
+def test_the_supplier_is_written_to_once_when_the_shelf_runs_low() -> None:
+    place("jonas@orders.example", 1, "Mill Lane 1")
+    drain()
+    place("karla@orders.example", 1, "Mill Lane 2")
+    drain()
+    assert left() == 1
+    assert subjects(to_supplier=True) == ["Please send lamp"]
+
+
+def test_the_supplier_is_written_to_whoever_takes_from_the_shelf() -> None:
+    shelf = Stock.objects.get()
+    shelf.available = 1
+    shelf.save()
+    drain()
+    assert subjects(to_supplier=True) == ["Please send lamp"]
+    assert sent("stock/updated")[0].data["before"] == {"item": "lamp", "available": 3}
+
+
+def test_a_reservation_that_is_not_committed_tells_nobody() -> None:
+    place("jonas@orders.example", 2, "Mill Lane 1")
+    with crash_at("before_atomic_commit", "reserve-stock") as crash:
+        drain()
+    assert crash.happened
+    drain()
+    assert len(sent("stock/updated")) == 1
+
+
+def test_an_order_stays_as_long_as_somebody_works_on_it() -> None:
+    order = place("jonas@orders.example", 1, "Mill Lane 1")
+    drain()
+    assert [run.flow for run in order.flow_runs.unfinished()] == ["process-order"]
+    with pytest.raises(ProtectedError):
+        order.delete()
+    advance("1 day")
+    assert sorted(run.flow for run in order.flow_runs.all()) == ["process-order", "tell-sent"]
+    order.delete()
+    assert the_run().state == "completed"
