@@ -16,8 +16,10 @@ from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import connection
 
+from durable_flows import conf
 from durable_flows.management import dev, embedded
 from durable_flows.management.arguments import positive
+from durable_flows.management.overrides import flows_settings
 from durable_flows.rules import clock
 from example_project.shop.play import Played, fresh_cast, play
 from example_project.stories import Told, tell_all
@@ -61,12 +63,14 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, once: bool, addrport: str, **options: Any) -> None:
         speed = options["speed"] or (SPEED_ONCE if once else SPEED)
-        if once:
-            self._play_once(speed, here=options["here"], as_json=options["json"])
-        elif options["json"] or options["here"]:
-            raise CommandError("--json and --here go with --once")
-        else:
-            self._show(addrport, speed)
+        # Weeks pass in minutes: what has been told stays to be looked at.
+        with flows_settings(**dict.fromkeys(conf.KEEPING)):
+            if once:
+                self._play_once(speed, here=options["here"], as_json=options["json"])
+            elif options["json"] or options["here"]:
+                raise CommandError("--json and --here go with --once")
+            else:
+                self._show(addrport, speed)
 
     # -- once --------------------------------------------------------------------------------
 
