@@ -106,7 +106,7 @@ def _unfinished(model: type[models.Model], rows: list[models.Model], using: str)
     from django.contrib.contenttypes.models import ContentType
 
     from durable_flows import conf
-    from durable_flows.engine import ingest
+    from durable_flows.engine import senders
     from durable_flows.models import Run
 
     own = conf.settings().DATABASE
@@ -120,5 +120,5 @@ def _unfinished(model: type[models.Model], rows: list[models.Model], using: str)
     runs = Run.objects.using(own).filter(
         subject_type=kind, subject_id__in=[str(row.pk) for row in rows]
     )
-    deletes = ingest.sender()
+    deletes = senders.here()
     return (runs.exclude(pk=deletes.run_id) if deletes else runs).unfinished()

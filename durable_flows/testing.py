@@ -23,7 +23,7 @@ from typing import Any, TypeVar, overload
 from django.db.models import QuerySet
 
 from durable_flows import conf
-from durable_flows.engine import failpoints, ingest, keeping, leases, ring, stored, subjects
+from durable_flows.engine import failpoints, ingest, insert, keeping, leases, ring, stored, subjects
 from durable_flows.engine import purge as retention
 from durable_flows.engine import tick as housekeeping
 from durable_flows.engine.subjects import Subject
@@ -231,7 +231,7 @@ def sent(name: str) -> Sequence[events.Event[Any]]:
     """
     rows = Event.objects.using(conf.settings().DATABASE).filter(name=name).order_by("arrival")
     rows = rows.exclude(
-        routed=ingest.NEVER, withdrawn=False
+        routed=insert.NEVER, withdrawn=False
     )  # edited, for a run that is done again
     found = [keeping.seen(stored.event(row)) for row in rows.values_list(*stored.COLUMNS)]
     return [event.decoded(type_of(name)) for event in found]

@@ -17,7 +17,7 @@ from django.utils.safestring import SafeString
 from durable_flows import conf
 from durable_flows.admin import reroute, showing, states
 from durable_flows.admin.reading import ReadOnly, as_uuid
-from durable_flows.engine.ingest import NEVER
+from durable_flows.engine.insert import NEVER
 from durable_flows.models import Admission, Event, Run
 from durable_flows.rules import clock, events
 

@@ -20,6 +20,7 @@ from typing import Any
 from durable_flows import conf, signals
 from durable_flows.engine import audience, failpoints, ingest, observed, settle, sql, stored
 from durable_flows.engine.history import Claim, Waiting
+from durable_flows.engine.senders import Sender, sending_as
 from durable_flows.engine.subjects import Subject
 from durable_flows.models import Run
 from durable_flows.rules import causality, clock, endings, envelopes, events, keys
@@ -88,7 +89,7 @@ def to_observers(run_ids: Sequence[uuid.UUID]) -> None:
         signals.run_ended,
         Run,
         told,
-        around=lambda facts: ingest.sending_as(senders[facts["run_id"]]),
+        around=lambda facts: sending_as(senders[facts["run_id"]]),
     )
 
 
@@ -142,7 +143,7 @@ def _batches(run_ids: Sequence[uuid.UUID]) -> Iterator[Sequence[uuid.UUID]]:
 
 def _told(
     run_ids: Sequence[uuid.UUID], heard: Mapping[uuid.UUID, Collection[str]]
-) -> Iterator[tuple[uuid.UUID, events.Encoded, ingest.Sender]]:
+) -> Iterator[tuple[uuid.UUID, events.Encoded, Sender]]:
     """The events that tell of these ends, with their ids and who sends them."""
     if not run_ids:
         return
@@ -168,7 +169,7 @@ def _told(
                 yield event_id, replace(encoded, name=name), sender
 
 
-def _end(row: sql.Row) -> tuple[endings.End, ingest.Sender, datetime]:
+def _end(row: sql.Row) -> tuple[endings.End, Sender, datetime]:
     """An end as it was read, who tells of it, and when it was."""
     id_, flow_id, version, generation, state, reason, error, result, depth, *rest = row
     subject_type, subject_id, *rest = rest
@@ -197,12 +198,12 @@ def _sender(
     generation: int,
     moments: Sequence[Any],
     subject: Subject | None,
-) -> ingest.Sender:
+) -> Sender:
     """A run that has ended, as the sender of what tells of that."""
     created_at, started_at, ended_at = moments
     since = (started_at or ended_at) if generation else created_at
     sent_at_depth = causality.depth_of_sent(depth, since=since, now=ended_at)
-    return ingest.Sender(run_id=run_id, depth=sent_at_depth, subject=subject)
+    return Sender(run_id=run_id, depth=sent_at_depth, subject=subject)
 
 
 def _short(result: str | None) -> str | None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from durable_flows.engine import deployments, failpoints, ingest, sql
 from durable_flows.engine.arguments import Invocation
 from durable_flows.engine.history import Child, Claim, children
+from durable_flows.engine.senders import Sender
 from durable_flows.engine.stored import Routed
 from durable_flows.errors import CancelAsked, LeaseLost
 from durable_flows.models import Wait
@@ -25,9 +26,7 @@ from durable_flows.rules.states import HELD, TERMINAL, DueState, WaitKind, WaitO
 # -- the slice's side ------------------------------------------------------------------------
 
 
-def invoke(
-    claim: Claim, key: str, invocation: Invocation, again: bool, *, sender: ingest.Sender
-) -> Child:
+def invoke(claim: Claim, key: str, invocation: Invocation, again: bool, *, sender: Sender) -> Child:
     """Ask for a run, or join the one that the key has started, and register the wait for its end.
 
     Args:

@@ -16,6 +16,7 @@ from durable_flows.engine import children, deployments, failpoints, ingest, ring
 from durable_flows.engine.arguments import Mapped
 from durable_flows.engine.history import Child, Claim, Progress
 from durable_flows.engine.history import children as read_children
+from durable_flows.engine.senders import Sender
 from durable_flows.errors import LeaseLost
 from durable_flows.models import Fanout, Wait
 from durable_flows.rules import clock, durations, keys
@@ -24,7 +25,7 @@ from durable_flows.rules.states import WaitKind
 # -- the slice's side ------------------------------------------------------------------------
 
 
-def begin(claim: Claim, key: str, asked: Mapped, *, sender: ingest.Sender) -> Progress:
+def begin(claim: Claim, key: str, asked: Mapped, *, sender: Sender) -> Progress:
     """Ask for all children, or see how far they have come, if they have been asked for.
 
     Raises:

@@ -1,4 +1,4 @@
-"""send(), start() and what all commands do: validate, dedupe, INSERT, and nothing else.
+"""send(), start() and what all commands do: validate, and let INSERT: nothing else.
 
 Everything here happens on the caller's connection and in the caller's transaction. The only row that
 another sender may have to wait for is the key of an event that carries the same id.
@@ -7,72 +7,29 @@ another sender may have to wait for is the key of an event that carries the same
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Any, TypedDict, TypeVar, Unpack, overload
 
 from asgiref.sync import sync_to_async
-from django.db import connections
 from uuid_utils.compat import uuid7
 
-from durable_flows import conf, installed, models, signals
-from durable_flows.engine import clocksync, keeping, observed, ring, shards, sql, subjects
-from durable_flows.engine.subjects import Subject
-from durable_flows.errors import InvalidEvent, WrongDatabase
+from durable_flows import conf, installed
+from durable_flows.engine import clocksync, insert, keeping, ring, senders, sql
+from durable_flows.engine.insert import RunOf
+from durable_flows.engine.senders import Sender
+from durable_flows.errors import InvalidEvent
 from durable_flows.flows import Flow, provide
-from durable_flows.middleware import Middleware
 from durable_flows.registry import registry
-from durable_flows.rules import clock, events, keys, names, payload
+from durable_flows.rules import clock, events, keys, payload
 from durable_flows.rules.event_types import EventType
 from durable_flows.rules.events import Encoded, Event
 from durable_flows.rules.payload import Limits
 from durable_flows.rules.values import Object
 
 D = TypeVar("D")
-
-RunOf = Callable[[uuid.UUID], uuid.UUID]
-
-NEVER = 0  # the number, in the order of routing, of what is not routed: they begin at 2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sender:
-    """The run that sends an event.
-
-    Attributes:
-        depth: how deep what it sends stands in a chain of runs and events.
-        subject: what it is about, and what it sends, unless that says otherwise.
-        context: what was captured where its own event was sent; what it sends has that, too.
-        middleware: of its flow: has its say about what it sends, after that of the settings.
-    """
-
-    run_id: uuid.UUID
-    depth: int
-    subject: Subject | None = None
-    context: Mapping[str, Any] = field(default_factory=dict)
-    middleware: tuple[Middleware, ...] = ()
-
-
-_here: ContextVar[Sender | None] = ContextVar("durable_flows_sender", default=None)
-
-
-def sender() -> Sender | None:
-    """The run that sends what is sent here, if one does."""
-    return _here.get()
-
-
-@contextmanager
-def sending_as(sender: Sender) -> Iterator[None]:
-    """Inside the block, what is sent or asked for here is sent by this run, whatever sends it."""
-    token = _here.set(sender)
-    try:
-        yield
-    finally:
-        _here.reset(token)
 
 
 class Fields(TypedDict, total=False):
@@ -158,7 +115,7 @@ def store(batch: Sequence[Event[Any]], *, sender: Sender | None = None) -> list[
             f"{len(batch):,} events in one call, the limit is {limits.MAX_EVENTS:,} "
             f"({conf.shown('MAX_EVENTS')}); send them in several calls"
         )
-    sender = sender or _here.get()
+    sender = sender or senders.here()
     leaving = [_leaving(event, sender) for event in batch]
     encoded = events.encode_all(leaving, limits=limits.event_limits, seal=keeping.sealing())
     if (size := sum(event.size for event in encoded)) > limits.MAX_SEND_BYTES:
@@ -166,7 +123,7 @@ def store(batch: Sequence[Event[Any]], *, sender: Sender | None = None) -> list[
             f"the events of one call have {size:,} bytes together, the limit is "
             f"{limits.MAX_SEND_BYTES:,} ({conf.shown('MAX_SEND_BYTES')}); send them in several calls"
         )
-    return _insert(encoded, sender=sender)
+    return insert.new(encoded, sender=sender)
 
 
 def _leaving(event: Event[Any], sender: Sender | None) -> Event[Any]:
@@ -180,18 +137,18 @@ def _leaving(event: Event[Any], sender: Sender | None) -> Event[Any]:
 
 def store_all(batch: Iterable[Event[Any]]) -> None:
     """As `store`, however many there are: by several statements, each as large as a call may be."""
-    limits, sender, seal = conf.settings(), _here.get(), keeping.sealing()
+    limits, sender, seal = conf.settings(), senders.here(), keeping.sealing()
     piece: list[Encoded] = []
     size = 0
     for event in batch:
         leaving = [_leaving(event, sender)]
         (encoded,) = events.encode_all(leaving, limits=limits.event_limits, seal=seal)
         if len(piece) >= limits.MAX_EVENTS or size + encoded.size > limits.MAX_SEND_BYTES:
-            _insert(piece, sender=sender)
+            insert.new(piece, sender=sender)
             piece, size = [], 0
         piece.append(encoded)
         size += encoded.size
-    _insert(piece, sender=sender)
+    insert.new(piece, sender=sender)
 
 
 def start(
@@ -204,7 +161,7 @@ def start(
 ) -> str:
     """The verb behind `Flow.start`."""
     run_of = partial(keys.flow_run_id, flow.id)
-    sender, type_ = _here.get(), _type(events.START, flow.id)
+    sender, type_ = senders.here(), _type(events.START, flow.id)
     carried: Any = {} if data is None else data
     asked = _leaving(Event(events.START, carried, user=user, subject=subject), sender)
     return str(run_of(_command_to_run(asked, flow.id, run_of, key=key, sender=sender, type_=type_)))
@@ -300,7 +257,7 @@ def invoke_all(
         replace(one, ts=events.LATEST) if wait else one
         for one, wait in zip(encoded, later, strict=True)
     ]
-    return _insert(delayed, sender=sender, run_of=partial(keys.flow_run_id, flow_id))
+    return insert.new(delayed, sender=sender, run_of=partial(keys.flow_run_id, flow_id))
 
 
 def _asking(data: Any) -> Event[Any]:
@@ -330,7 +287,7 @@ def tell_of_ends(told: Sequence[tuple[uuid.UUID, Encoded, Sender]]) -> None:
     if not told:
         return
     ids, encoded, senders = zip(*told, strict=True)
-    _insert_rows(encoded, ids, clock.now(), senders, None)
+    insert.under(encoded, ids, clock.now(), senders, None)
     sql.on_commit(ring.route)
 
 
@@ -362,7 +319,7 @@ def command(
     """
     limits = limits or conf.settings().event_limits
     encoded = events.encode_command(name, target, data, limits=limits, **fields)
-    return _insert([encoded], sender=sender or _here.get(), run_of=run_of, shard=shard)[0]
+    return insert.new([encoded], sender=sender or senders.here(), run_of=run_of, shard=shard)[0]
 
 
 def store_for_one_run(encoded: Encoded, *, depth: int, sent_by: uuid.UUID | None) -> uuid.UUID:
@@ -375,213 +332,20 @@ def store_for_one_run(encoded: Encoded, *, depth: int, sent_by: uuid.UUID | None
         depth: how many runs deep it stands.
         sent_by: the run that sent the event that this one is an edition of.
     """
-    check_database()
+    insert.check_database()
     clocksync.synchronise()
     now, event_id = clock.now(), uuid7()
     sender = None if sent_by is None else Sender(run_id=sent_by, depth=depth)
-    _insert_rows([encoded], [event_id], now, [sender], None, delivered=True)
+    insert.under([encoded], [event_id], now, [sender], None, delivered=True)
     return event_id
 
 
 def command_all(name: str, data: Mapping[uuid.UUID, dict[str, Any]]) -> None:
     """Store commands, each about the run that it is addressed to: run → what it carries."""
     limits = conf.settings().event_limits
-    _insert(
+    insert.new(
         [
             events.encode_command(name, str(target), carried, limits=limits)
             for target, carried in data.items()
         ]
     )
-
-
-def _insert(
-    encoded: Sequence[Encoded],
-    *,
-    sender: Sender | None = None,
-    run_of: RunOf | None = None,
-    shard: int | None = None,
-) -> list[uuid.UUID]:
-    if not encoded:
-        return []
-    check_database()
-    encoded = _with_subjects(encoded)
-    clocksync.synchronise()
-    now = clock.now()
-    ids = [uuid7() for _ in encoded]
-    if any(event.key for event in encoded):
-        with sql.atomic():  # a key without its event would drop the event for good
-            ids = _dedupe(encoded, ids, now)
-            _insert_rows(encoded, ids, now, [sender] * len(ids), run_of, shard=shard)
-    else:
-        _insert_rows(encoded, ids, now, [sender] * len(ids), run_of, shard=shard)
-    sql.on_commit(ring.route)
-    return ids
-
-
-def _with_subjects(encoded: Sequence[Encoded]) -> Sequence[Encoded]:
-    """The events, with the rows that they are about as these are stored."""
-    alone = len(encoded) == 1
-    given = {
-        index: subjects.of(event.subject, "/subject" if alone else f"/{index}/subject")
-        for index, event in enumerate(encoded)
-        if event.subject is not ... and event.subject is not None
-    }
-    if not given:
-        return encoded
-    return [
-        replace(event, subject=given[index]) if index in given else event
-        for index, event in enumerate(encoded)
-    ]
-
-
-def _subject_of(event: Encoded, sender: Sender | None) -> Subject | None:
-    """What an event is about: what it says, or else its sender."""
-    if event.subject is ...:
-        return sender.subject if sender else None
-    subject: Subject | None = event.subject
-    return subject
-
-
-def _dedupe(encoded: Sequence[Encoded], ids: list[uuid.UUID], now: datetime) -> list[uuid.UUID]:
-    """The ids under which the events are or will be known: the first sender's, for a duplicate."""
-    hashes = {
-        index: key_id(event.name, event.target, event.key)
-        for index, event in enumerate(encoded)
-        if event.key
-    }
-    first = {hash_: ids[index] for index, hash_ in reversed(hashes.items())}
-    known: dict[uuid.UUID, uuid.UUID] = {}
-    while left := sorted(first.keys() - known.keys()):
-        known |= _take_keys({hash_: first[hash_] for hash_ in left}, now)
-        if len(known) < len(first):
-            known |= _taken_keys([hash_ for hash_ in left if hash_ not in known])
-    return [known[hashes[index]] if index in hashes else own for index, own in enumerate(ids)]
-
-
-def _take_keys(wanted: Mapping[uuid.UUID, uuid.UUID], now: datetime) -> dict[uuid.UUID, uuid.UUID]:
-    """Insert the keys that are not there: key → event. Returns these."""
-    rows = sql.insert(
-        models.EventKey,
-        {
-            "id": list(wanted),
-            "event_id": list(wanted.values()),
-            "created_at": [now] * len(wanted),
-        },
-        suffix="ON CONFLICT DO NOTHING RETURNING id, event_id",
-    )
-    return {sql.uid(hash_): sql.uid(event_id) for hash_, event_id in rows}
-
-
-def _taken_keys(hashes: list[uuid.UUID]) -> dict[uuid.UUID, uuid.UUID]:
-    """Keys that were there, and that no purge takes away before this transaction has ended.
-
-    What one has taken away meanwhile is missing among them: that id is free again.
-    """
-    rows = sql.execute(
-        f"SELECT id, event_id FROM durable_flows_eventkey WHERE {sql.among('id', 'ids')} "
-        "ORDER BY id FOR KEY SHARE",
-        {"ids": hashes},
-    )
-    return {sql.uid(hash_): sql.uid(event_id) for hash_, event_id in rows}
-
-
-def key_id(name: str, target: str, key: str) -> uuid.UUID:
-    """The id of the row that keeps a sender's own id taken.
-
-    It is unique for an event's name, or a signal's; for what starts a flow, for the flow.
-    """
-    if name == events.SIGNALLED:
-        return keys.event_key_hash(f"{name} {target}", key)
-    return keys.event_key_hash(f"{events.START} {target}" if target else name, key)
-
-
-def _insert_rows(
-    encoded: Sequence[Encoded],
-    ids: Sequence[uuid.UUID],
-    now: datetime,
-    senders: Sequence[Sender | None],
-    run_of: RunOf | None,
-    *,
-    shard: int | None = None,
-    delivered: bool = False,
-) -> None:
-    """Insert the events that are not there; each has a sender, or none."""
-    by = dict(zip(ids, senders, strict=True))
-    rows = _fresh(encoded, ids)
-    about = [_subject_of(event, by[id_]) for id_, event in rows]
-    columns: dict[str, list[Any]] = {
-        "id": [id_ for id_, _ in rows],
-        "name": [event.name for _, event in rows],
-        "data": [event.data for _, event in rows],
-        "user": [event.user for _, event in rows],
-        "key": [event.key for _, event in rows],
-        "ts": [event.ts or now for _, event in rows],
-        "received_at": [now] * len(rows),
-        "deliver_at": [max(event.ts or now, now) for _, event in rows],
-        "v": [event.v for _, event in rows],
-        "target": [event.target for _, event in rows],
-        "context": [event.context for _, event in rows],
-        "sender": [sender and sender.run_id for sender in (by[id_] for id_, _ in rows)],
-        "depth": [sender.depth if sender else 0 for sender in (by[id_] for id_, _ in rows)],
-        "subject_type_id": [subject and subject.type_id for subject in about],
-        "subject_id": [subject and subject.id for subject in about],
-        "error": [""] * len(rows),
-        "shard": [
-            shards.number_of(str(run_of(id_)) if run_of else event.target or event.name)
-            if shard is None
-            else shard
-            for id_, event in rows
-        ],
-    }
-    if delivered:
-        columns |= {"routed": [NEVER] * len(rows), "routed_at": [now] * len(rows)}
-    computed = {"mark": sql.counter("routed")}
-    if sql.postgres():
-        computed["arrival"] = f"nextval('{sql.SEQUENCES['arrival']}')"
-    elif rows:
-        columns["arrival"] = sql.draw("arrival", len(rows))
-    sql.insert(models.Event, columns, computed=computed)
-    if signals.event_received.receivers and not delivered:
-        _tell_of(columns)
-
-
-def _tell_of(columns: Mapping[str, Sequence[Any]]) -> None:
-    """Tell observers of what was inserted, but for what is the engine's own."""
-    facts = zip(*(columns[name] for name in ("id", "name", "sender", "deliver_at")), strict=True)
-    told = [row for row in facts if not row[1].startswith(names.RESERVED)]
-    if told:
-        observed.events(told, columns["received_at"][0])
-
-
-def _fresh(encoded: Sequence[Encoded], ids: Sequence[uuid.UUID]) -> list[tuple[uuid.UUID, Encoded]]:
-    """The events to insert: not those whose id belongs to an event that came before."""
-    seen = _stored([id_ for id_, event in zip(ids, encoded, strict=True) if event.key])
-    fresh = []
-    for id_, event in zip(ids, encoded, strict=True):
-        if id_ not in seen:
-            fresh.append((id_, event))
-            seen.add(id_)
-    return fresh
-
-
-def _stored(ids: list[uuid.UUID]) -> set[uuid.UUID]:
-    if not ids:
-        return set()
-    rows = sql.execute(
-        f"SELECT id FROM durable_flows_event WHERE {sql.among('id', 'ids')}", {"ids": ids}
-    )
-    return {sql.uid(row[0]) for row in rows}
-
-
-def check_database() -> None:
-    """A send beside the caller's transaction would not be undone with it: say so."""
-    own = sql.connection()
-    if own.in_atomic_block:
-        return
-    for other in connections.all(initialized_only=True):
-        if other.alias != own.alias and other.in_atomic_block:
-            raise WrongDatabase(
-                f"the open transaction is on database {other.alias!r}, the tables of durable_flows "
-                f"are on {own.alias!r}: a rollback would not undo this; open "
-                f"transaction.atomic(using={own.alias!r}) around both"
-            )

@@ -27,7 +27,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from durable_flows import conf
-from durable_flows.engine import ingest, sql, stored
+from durable_flows.engine import insert, sql, stored
 from durable_flows.rules import clock, keys, retention, signals
 from durable_flows.rules.events import SIGNALLED, Event
 from durable_flows.rules.retention import Bounds, Keep, Needs
@@ -183,7 +183,7 @@ def _busy_triggers(triggers: Sequence[uuid.UUID]) -> set[uuid.UUID]:
         f"WHERE {sql.among('e.id', 'ids')} AND e.key <> ''",
         {"ids": list(triggers)},
     )
-    found = {ingest.key_id(name, target, key): sql.uid(id_) for id_, name, target, key in rows}
+    found = {insert.key_id(name, target, key): sql.uid(id_) for id_, name, target, key in rows}
     return {found[key] for key in found.keys() - _lock_keys(list(found))}
 
 
@@ -235,7 +235,7 @@ def events(bounds: Bounds, ids: Sequence[uuid.UUID]) -> list[Doomed]:
         {**params(bounds), "ids": sorted(ids)},
     )
     locked = [
-        Doomed(id=sql.uid(id_), name=name, key=ingest.key_id(name, target, key) if key else None)
+        Doomed(id=sql.uid(id_), name=name, key=insert.key_id(name, target, key) if key else None)
         for id_, name, target, key in rows
     ]
     mine = _lock_keys([event.key for event in locked if event.key])

@@ -31,6 +31,7 @@ from durable_flows.engine.journal import Journal
 from durable_flows.engine.keeping import Values
 from durable_flows.engine.persist import until_answered
 from durable_flows.engine.sagas import UNDOING, Remedies, not_undone
+from durable_flows.engine.senders import Sender, sending_as
 from durable_flows.engine.stop import stopping
 from durable_flows.engine.suspend import (
     HandedBack,
@@ -78,7 +79,7 @@ def execute(claimed: Claim, history: History) -> Outcome:
     sender = _sender(claimed, flow)
     journal = _journal(flow, claimed, history, values, sender)
     try:
-        with ingest.sending_as(sender):
+        with sending_as(sender):
             if ending is None and not journal.find(UNDOING):
                 return _go_on(flow, claimed, journal)
             if _dies_of_undoing(claimed, history):
@@ -94,7 +95,7 @@ def execute(claimed: Claim, history: History) -> Outcome:
 
 
 def _journal(
-    flow: Flow, claimed: Claim, history: History, values: Values, sender: ingest.Sender
+    flow: Flow, claimed: Claim, history: History, values: Values, sender: Sender
 ) -> Journal:
     return Journal(
         claimed,
@@ -114,11 +115,11 @@ def _journal(
     )
 
 
-def _sender(claimed: Claim, flow: Flow) -> ingest.Sender:
+def _sender(claimed: Claim, flow: Flow) -> Sender:
     """Who sends what this slice sends, and how deep in a chain of runs that stands."""
     since = claimed.started_at if claimed.generation else claimed.created_at
     depth = causality.depth_of_sent(claimed.depth, since=since, now=clock.now())
-    return ingest.Sender(
+    return Sender(
         run_id=claimed.run_id,
         depth=depth,
         subject=claimed.subject,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 
-from durable_flows.engine import failpoints, ingest, sql
+from durable_flows.engine import failpoints, insert, sql
 from durable_flows.engine.stored import Routed
 from durable_flows.errors import AlreadyDelivered, UnknownEvent
 from durable_flows.models import Event
@@ -43,7 +43,7 @@ def take_back(hand: Sequence[Routed]) -> Sequence[Routed]:
         "AND durable_flows_event.routed IS NULL "
         "AND (durable_flows_event.deliver_at, durable_flows_event.arrival) > (t.deliver_at, t.arrival) "
         "RETURNING durable_flows_event.id",
-        {"now": clock.now(), "never": ingest.NEVER, **columns},
+        {"now": clock.now(), "never": insert.NEVER, **columns},
     )
     gone = {sql.uid(row[0]) for row in rows}
     if gone:

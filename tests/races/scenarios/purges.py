@@ -12,7 +12,7 @@ from uuid import UUID
 from django.db import transaction
 
 from durable_flows import NonRetriableError, Step, flow, replay, rerun, retry, send_signal
-from durable_flows.engine import bulk, erase, ingest, paced, purge, quarantine, ripe, sql
+from durable_flows.engine import bulk, erase, insert, paced, purge, quarantine, ripe, sql
 from durable_flows.engine.history import Claim
 from durable_flows.engine.stop import stopping
 from durable_flows.errors import IllegalTransition, UnknownRun
@@ -248,12 +248,12 @@ def _asked_once(
     encoded: Sequence[Any], ids: list[UUID], now: datetime
 ) -> list[UUID]:  # as if what was taken stayed taken
     hashes = {
-        index: ingest.key_id(event.name, event.target, event.key)
+        index: insert.key_id(event.name, event.target, event.key)
         for index, event in enumerate(encoded)
     }
     first: Mapping[UUID, UUID] = {hash_: ids[index] for index, hash_ in hashes.items()}
-    known = ingest._take_keys(first, now)
-    known |= ingest._taken_keys([hash_ for hash_ in first if hash_ not in known])
+    known = insert.take_keys(first, now)
+    known |= insert.taken_keys([hash_ for hash_ in first if hash_ not in known])
     return [known[hashes[index]] for index in range(len(ids))]
 
 
@@ -289,7 +289,7 @@ def purge_against_duplicate_send() -> Scenario:
             NO_KEY_LOCK,
             Twin(
                 without="another try where the key was taken away",
-                patch=lambda: patch.object(ingest, "_dedupe", _asked_once),
+                patch=lambda: patch.object(insert, "_dedupe", _asked_once),
             ),
         ],
     )
