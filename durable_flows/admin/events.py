@@ -17,6 +17,7 @@ from django.utils.safestring import SafeString
 from durable_flows import conf
 from durable_flows.admin import reroute, showing, states
 from durable_flows.admin.reading import ReadOnly, as_uuid
+from durable_flows.admin.subjects import about_row
 from durable_flows.engine.insert import NEVER
 from durable_flows.models import Admission, Event, Run
 from durable_flows.rules import clock, events
@@ -58,7 +59,7 @@ class EventAdmin(ReadOnly):
     )
     left_out_if_empty = (
         *("refusal", "routed_when", "sender_run", "command_target", "own_id", "version"),
-        "user_text",
+        *("about", "user_text"),
     )
     fieldsets = (
         (
@@ -73,6 +74,7 @@ class EventAdmin(ReadOnly):
                     "delivered",
                     "routed_when",
                     "sender_run",
+                    "about",
                     "command_target",
                     "own_id",
                     "version",
@@ -203,6 +205,11 @@ class EventAdmin(ReadOnly):
             return showing.NOTHING
         return format_html("run {}", showing.run_link(event.sender))
 
+    @admin.display(description="subject")
+    def about(self, event: Event) -> SafeString | str:
+        """The row that it is about."""
+        return about_row(event, self.admin_site)
+
     @admin.display(description="about")
     def command_target(self, event: Event) -> str | SafeString:
         """What a command is about: a run, or a flow."""
@@ -240,7 +247,7 @@ class EventAdmin(ReadOnly):
 
     readonly_fields = (
         *("routing", "refusal", "happened", "received", "delivered", "routed_when", "sender_run"),
-        *("command_target", "own_id", "version", "event_id", "data_text", "user_text"),
+        *("about", "command_target", "own_id", "version", "event_id", "data_text", "user_text"),
     )
 
 

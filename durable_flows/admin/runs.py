@@ -7,19 +7,16 @@ from typing import Any
 
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
-from django.contrib.admin.utils import quote
 from django.contrib.auth import get_permission_codename
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse
-from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from durable_flows import conf
 from durable_flows.admin import commands, history, showing, states
 from durable_flows.admin.reading import ReadOnly, as_uuid
-from durable_flows.engine import subjects
-from durable_flows.engine.subjects import Subject
+from durable_flows.admin.subjects import about_row
 from durable_flows.models import Event, Run
 from durable_flows.registry import registry
 from durable_flows.rules import endings
@@ -218,22 +215,8 @@ class RunAdmin(ReadOnly):
 
     @admin.display(description="subject")
     def about(self, run: Run) -> SafeString | str:
-        """The row that it is about, by model and key: who may see more, sees it on that row's page."""
-        kind = run.subject_type
-        if kind is None or run.subject_id is None:
-            return showing.NOTHING
-        model = kind.model_class()
-        if model is None:
-            return format_html(
-                "{} {}, of a model that is no longer there", kind.model, run.subject_id
-            )
-        what = f"{model._meta.verbose_name} {showing.cut(run.subject_id, showing.ONE_LINE)}"
-        if subjects.fetch(Subject(kind.pk, run.subject_id)) is None:
-            return format_html("{}, which is no longer there", what)
-        if not self.admin_site.is_registered(model):
-            return format_html("{}", what)
-        page = f"{self.admin_site.name}:{model._meta.app_label}_{model._meta.model_name}_change"
-        return format_html('<a href="{}">{}</a>', reverse(page, args=[quote(run.subject_id)]), what)
+        """The row that it is about."""
+        return about_row(run, self.admin_site)
 
     @admin.display(description="told of")
     def told_of(self, run: Run) -> SafeString | str:

@@ -6,15 +6,19 @@ from typing import Any
 from urllib.parse import urlencode
 
 from django.contrib import admin
+from django.contrib.admin.utils import quote
 from django.contrib.contenttypes.models import ContentType
 from django.http import HttpRequest
 from django.template.loader import render_to_string
 from django.urls import reverse
+from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from durable_flows import conf
 from durable_flows.admin import showing, states
-from durable_flows.models import Run
+from durable_flows.engine import subjects
+from durable_flows.engine.subjects import Subject
+from durable_flows.models import Event, Run
 
 MOST_SHOWN = 20
 SECTION = "flow_runs_section"
@@ -83,3 +87,20 @@ def _shown(run: Any, page: str) -> dict[str, Any]:
         "started": showing.moment(run.started_at),
         "took": showing.duration(run.started_at, run.ended_at),
     }
+
+
+def about_row(one: Run | Event, site: admin.AdminSite) -> SafeString | str:
+    """The row that a run or an event is about, by model and key: who may see more, sees it on its page."""
+    kind, key = one.subject_type, one.subject_id
+    if kind is None or key is None:
+        return showing.NOTHING
+    model = kind.model_class()
+    if model is None:
+        return format_html("{} {}, of a model that is no longer there", kind.model, key)
+    what = f"{model._meta.verbose_name} {showing.cut(key, showing.ONE_LINE)}"
+    if subjects.fetch(Subject(kind.pk, key)) is None:
+        return format_html("{}, which is no longer there", what)
+    if not site.is_registered(model):
+        return format_html("{}", what)
+    page = f"{site.name}:{model._meta.app_label}_{model._meta.model_name}_change"
+    return format_html('<a href="{}">{}</a>', reverse(page, args=[quote(key)]), what)

@@ -23,7 +23,7 @@ from durable_flows.engine.history import Claim, Waiting
 from durable_flows.engine.senders import Sender, sending_as
 from durable_flows.engine.subjects import Subject
 from durable_flows.models import Run
-from durable_flows.rules import causality, clock, endings, envelopes, events, keys
+from durable_flows.rules import causality, clock, endings, envelopes, events, keys, payload
 from durable_flows.rules.states import ACTIONS
 
 AT_ONCE = 100  # ends told by one statement
@@ -68,23 +68,22 @@ def to_observers(run_ids: Sequence[uuid.UUID]) -> None:
     if not run_ids:
         return
     rows = sql.execute(
-        f"SELECT id, depth, subject_type_id, subject_id, {', '.join(_FACTS)} "
-        f"FROM durable_flows_run WHERE {sql.among('id', 'runs')} ORDER BY id",
+        "SELECT r.id, r.depth, r.subject_type_id, r.subject_id, "
+        "(SELECT e.context FROM durable_flows_event e WHERE e.id = r.event_id), "
+        f"{', '.join(_FACTS)} FROM durable_flows_run r WHERE {sql.among('r.id', 'runs')} ORDER BY r.id",
         {"runs": list(run_ids)},
     )
     told, senders = [], {}
-    for run_id, depth, subject_type, subject_id, *values in rows:
+    for run_id, depth, subject_type, subject_id, context, *values in rows:
         facts = dict(zip(_FACTS, values, strict=True))
         facts |= {name: facts[name] and sql.moment(facts[name]) for name in _MOMENTS}
         facts |= {"run_id": str(sql.uid(run_id)), "event_id": str(sql.uid(facts["event_id"]))}
         told.append(facts)
-        senders[facts["run_id"]] = _sender(
-            sql.uid(run_id),
-            depth,
-            facts["generation"],
-            [facts[name] for name in _MOMENTS],
-            Subject.read(subject_type, subject_id),
-        )
+        moments = [facts[name] for name in _MOMENTS]
+        subject = Subject.read(subject_type, subject_id)
+        sender = _sender(sql.uid(run_id), depth, facts["generation"], moments, subject)
+        captured = payload.loads(context) if context else {}
+        senders[facts["run_id"]] = replace(sender, context=captured)
     observed.tell(
         signals.run_ended,
         Run,

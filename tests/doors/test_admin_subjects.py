@@ -213,3 +213,9 @@ def test_a_row_of_a_model_that_is_gone_is_said_to_be(staff):
 
 def test_a_run_about_nothing_says_nothing_of_a_subject(staff):
     assert "field-about" not in page_of_run(staff, napping(None))
+
+
+def test_the_page_of_an_event_leads_to_the_row_that_it_is_about(staff, order):
+    url = reverse("admin:durable_flows_event_change", args=[send("order/seen", subject=order)])
+    text = staff.get(url).content.decode()
+    assert f'<a href="{reverse(f"{PAGES}_change", args=[order.pk])}">order {order.pk}</a>' in text

@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from django.db import connection, transaction
 from django.test import override_settings
 
-from durable_flows import flow
+from durable_flows import Event, Step, flow, signals
 from durable_flows.engine import execute, leases, ring, sql, watch
 from durable_flows.engine.claim import claim
 from durable_flows.engine.route import route
@@ -88,6 +89,35 @@ def test_the_lease_of_a_long_step_is_renewed_until_it_ends(told_to_stop: bool) -
     finally:
         stopping.clear()
     assert run_of(event).step("x").output is True
+
+
+@pytest.mark.two_writers
+@pytest.mark.usefixtures("watched")
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("name", ["run_started", "step_finished", "event_received"])
+@override_settings(DURABLE_FLOWS={"RING": "off", "HEARTBEAT_SECONDS": 0.02})
+def test_the_lease_is_renewed_while_an_observer_takes_long(name: str) -> None:
+    renewed: list[bool] = []
+
+    def take_long(**_: Any) -> None:
+        due = Due.objects.first()
+        if due is not None:  # not of the event that starts it all
+            end = due.wake_at
+            renewed.append(until(lambda: Due.objects.filter(wake_at__gt=end).exists()))
+
+    @flow("observed", on="a/b")
+    def observed(step: Step) -> None:
+        step.send_event("x", Event("a/c"))
+
+    signal = getattr(signals, name)
+    signal.connect(take_long)
+    try:
+        event = send("a/b")
+        drain()
+    finally:
+        signal.disconnect(take_long)
+    assert renewed == [True]
+    assert run_of(event).state == "completed"
 
 
 @pytest.mark.two_writers

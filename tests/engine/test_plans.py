@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.contrib.contenttypes.models import ContentType
 from django.db import connection
 
 from durable_flows import (
@@ -25,14 +26,16 @@ from durable_flows import (
     rerun,
     retry,
     send_signal,
+    signals,
     skip,
     withdraw,
 )
 from durable_flows.engine import bulk, census, purge, rehearse, ripe, sql, tick
-from durable_flows.models import Approval, Event
+from durable_flows.models import Approval, Event, Run
 from durable_flows.rules import clock
 from durable_flows.rules.selection import Selection
 from durable_flows.testing import advance, drain, run_of, send
+from example_project.orders.models import Order
 
 pytestmark = [pytest.mark.django_db, pytest.mark.two_writers]
 
@@ -247,6 +250,35 @@ def test_a_bulk_action_reads_so_many_runs_at_once(monkeypatch: pytest.MonkeyPatc
         (condition,) = re.findall(r"Index Cond: (.*)", runs[: bulk.AT_ONCE].explain())
         assert "id >" in condition
         assert "id <=" in condition
+
+
+def test_runs_are_found_by_the_row_that_they_are_about() -> None:
+    order = Order.objects.create(email="ada@example.com", item="lamp", quantity=1, total=40)
+    kind = ContentType.objects.get_for_model(order)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE durable_flows_run SET subject_type_id = %s, subject_id = left(id::text, 3)",
+            [kind.pk],
+        )
+        cursor.execute("ANALYZE durable_flows_run")
+    about = Run.objects.filter(subject_type=kind, subject_id__in=["1", "2"]).unfinished()
+    for runs in (order.flow_runs.order_by("-pk")[:20], order.flow_runs.unfinished(), about):
+        assert "run_subject" in runs.explain()
+
+
+def test_observers_are_told_of_ends_by_what_is_found_by_its_key() -> None:
+    def note(**_: Any) -> None: ...
+
+    flow("any", on="go")(lambda: None)
+    signals.run_ended.connect(note)
+    try:
+        with plans() as found:
+            send("go")
+            drain()
+    finally:
+        signals.run_ended.disconnect(note)
+    assert any("SELECT e.context" in text for text in found)
+    assert scanning(found) == {}
 
 
 def test_a_purge_reads_so_many_rows_at_once() -> None:

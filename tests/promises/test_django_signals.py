@@ -13,7 +13,7 @@ import pytest
 from asgiref.sync import async_to_sync
 from django.db import transaction
 from django.dispatch import Signal
-from django.test import TestCase
+from django.test import TestCase, override_settings
 
 from durable_flows import (
     AsyncStep,
@@ -36,6 +36,7 @@ from durable_flows.errors import InvalidEvent
 from durable_flows.rules import clock
 from durable_flows.testing import advance, crash_at, drain, run_of, send
 from tests.promises.staging import again, listener, played, rolled_back, row, stored
+from tests.promises.test_middleware import tenant
 
 pytestmark = pytest.mark.django_db
 
@@ -471,6 +472,23 @@ def test_what_an_observer_of_an_end_sends_counts_as_sent_by_the_run():
             with committed():
                 drain()
     assert models.Run.objects.count() == 51
+
+
+@override_settings(DURABLE_FLOWS={"RING": "off", "TENANT": tenant.get})
+def test_what_an_observer_of_an_end_sends_is_of_the_tenant_of_the_run():
+    @flow("any", on="go")
+    def any_(): ...
+
+    def tell(**_: Any) -> None:
+        send("told")
+
+    with connected(signals.run_ended, tell), committed():
+        token = tenant.set("acme")
+        send("go")
+        tenant.reset(token)
+        drain()
+    contexts = models.Event.objects.order_by("arrival").values_list("name", "context")
+    assert dict(contexts)["told"] == dict(contexts)["go"] != ""
 
 
 def test_an_async_observer_is_told_too():
