@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 BEFORE_ALL = 1  # a place in the order of routing before every event's
@@ -77,12 +78,15 @@ def due(alias: str, count: int) -> None:
 def ended(alias: str, count: int, *, days: int) -> None:
     """Runs of two steps each that have completed so many days ago, and the events that started them.
 
-    Their ids begin with the time, as the engine's do: a second lies between two in a thousand of them.
+    Their ids begin with the time, as the engine's do: a millisecond lies between two of them.
     """
-    params = {"queue": _queue(), "count": count, "days": days}
+    from durable_flows.rules import clock
+
+    began = clock.now() - timedelta(days=days)
+    params = {"queue": _queue(), "count": count, "began": began}
     times = (
-        "FROM generate_series(1, %(count)s) n, LATERAL (SELECT now() - %(days)s * interval '1 day' "
-        "+ n * interval '1 millisecond') t(moment)"
+        "FROM generate_series(1, %(count)s) n, LATERAL "
+        "(SELECT %(began)s::timestamptz + n * interval '1 millisecond') t(moment)"
     )
     _run(
         alias,

@@ -80,7 +80,7 @@ class Settings:
     #: Rows of runs, or of events, that one transaction of a purge removes at most.
     PURGE_BATCH: int = 500
     #: Seconds that a purge goes on for, at most, each time a tick has rung for it.
-    PURGE_SECONDS: float = 1.0
+    PURGE_SECONDS: float = 0.5
 
     #: What an event's payload must keep to, and what a result must.
     event_limits: Limits = field(init=False, repr=False)

@@ -14,9 +14,7 @@ from durable_flows.rules.envelopes import FILE
 from durable_flows.rules.retention import Bounds
 
 MOST_FILES = 50  # in one transaction of several runs: a storage takes its time
-SILENT = timedelta(
-    days=7
-)  # a deployment that is silent for so long is as good as one that never was
+SILENT = timedelta(days=7)  # what was published so long ago is as good as never published
 AT_ONCE = 1_000  # rows of those of which there are few
 
 #: The text that names a file, of those in a column.
@@ -53,11 +51,13 @@ def runs(bounds: Bounds, ids: Sequence[uuid.UUID]) -> Counter[str]:
         f"RETURNING {_FILED.format('result')}, state",
         own,
     )
+    removed = Counter(state for _, state in gone) + events(bounds, list(set(going.values())))
     _forget((row[0] for row in [*texts, *gone]), alone=len(gone) == 1)
-    return Counter(state for _, state in gone) + events(bounds, list(set(going.values())))
+    return removed
 
 
 def _forget(texts: Iterable[str | None], *, alone: bool) -> None:
+    """Last of all: whoever dies after this leaves rows without their files, never files without rows."""
     found = {text for text in texts if text}
     if len(found) > MOST_FILES and not alone:
         raise TooMuch

@@ -30,11 +30,12 @@ from durable_flows import (
     withdraw,
 )
 from durable_flows import models as m
-from durable_flows.engine import census, erase, files, purge, tick
+from durable_flows.engine import census, erase, execute, files, purge, tick
 from durable_flows.engine import ring as bells
+from durable_flows.engine.route import route
 from durable_flows.errors import IllegalTransition, UnknownRun
 from durable_flows.rules import clock, events, retention
-from durable_flows.testing import advance, drain, run_of, runs_of, send
+from durable_flows.testing import Crash, advance, drain, run_of, runs_of, send
 from durable_flows.testing import purge as purge_now
 from tests.promises.staging import once_at, played
 
@@ -343,8 +344,6 @@ def test_an_event_that_ended_a_wait_is_kept_until_that_is_recorded() -> None:
 
 
 def _die() -> None:
-    from durable_flows.testing import Crash
-
     raise Crash
 
 
@@ -427,11 +426,7 @@ def test_a_decision_is_kept_until_it_is_recorded() -> None:
     event = send("go")
     drain()
     decide(m.Approval.objects.get().pk, True, by="ada")
-    bells_off = once_at("waits_resumed", lambda: None)
-    with bells_off:
-        from durable_flows.engine.route import route
-
-        route()
+    route()
     later("40 days")
     drain()
     assert run_of(event).result is True
@@ -532,9 +527,8 @@ def test_a_joined_run_is_kept_while_whoever_joined_it_is_parked() -> None:
     drain()
     event = send("go")
     drain()
-    with once_at("children_settled", lambda: m.Due.objects.filter(run__flow="parent")):
-        advance("1 day", play=False)
-        bells_route()
+    advance("1 day", play=False)
+    _end_the_child()
     m.Due.objects.filter(run__flow="parent").update(state="parked", wake_at=None)
     later("40 days")
     m.Due.objects.update(state="queued", wake_at=clock.now())
@@ -542,11 +536,8 @@ def test_a_joined_run_is_kept_while_whoever_joined_it_is_parked() -> None:
     assert run_of(event).result == 1
 
 
-def bells_route() -> None:
+def _end_the_child() -> None:
     """Let the child end, and its router tell of it; the parent does not come to read it."""
-    from durable_flows.engine import execute
-    from durable_flows.engine.route import route
-
     execute.drain(bells.default_queue())
     route()
 
