@@ -41,24 +41,27 @@ def runs(bounds: Bounds, ids: Sequence[uuid.UUID]) -> Counter[str]:
     own = {"runs": list(going)}
     texts = sql.execute(
         f"DELETE FROM durable_flows_step WHERE {sql.among('run_id', 'runs')} "
-        f"RETURNING {_FILED.format('output')}",
+        f"RETURNING run_id, {_FILED.format('output')}",
         own,
     )
     for name in _OF_RUNS:
         sql.execute(f"DELETE FROM durable_flows_{name} WHERE {sql.among('run_id', 'runs')}", own)
     gone = sql.execute(
         f"DELETE FROM durable_flows_run WHERE {sql.among('id', 'runs')} "
-        f"RETURNING {_FILED.format('result')}, state",
+        f"RETURNING id, {_FILED.format('result')}, state",
         own,
     )
-    removed = Counter(state for _, state in gone) + events(bounds, list(set(going.values())))
-    _forget((row[0] for row in [*texts, *gone]), alone=len(gone) == 1)
+    removed = Counter(state for _, _, state in gone) + events(bounds, list(set(going.values())))
+    _forget(((sql.uid(row[0]), row[1]) for row in [*texts, *gone]), alone=len(gone) == 1)
     return removed
 
 
-def _forget(texts: Iterable[str | None], *, alone: bool) -> None:
-    """Last of all: whoever dies after this leaves rows without their files, never files without rows."""
-    found = {text for text in texts if text}
+def _forget(texts: Iterable[tuple[uuid.UUID, str | None]], *, alone: bool) -> None:
+    """Remove the files of these runs. Those that came with steps taken over are of the run before.
+
+    Last of all: whoever dies after this leaves rows without their files, never files without rows.
+    """
+    found = {text for run, text in texts if text and files.is_own(text, run)}
     if len(found) > MOST_FILES and not alone:
         raise TooMuch
     if found:

@@ -42,8 +42,18 @@ def put(text: str, run_id: uuid.UUID, key: str) -> str:
     Raises:
         StorageUnavailable: it could not be written.
     """
-    name = f"{FOLDER}/{run_id}/{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    name = f"{folder_of(run_id)}{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     return _written(name, text, _what(key))
+
+
+def folder_of(run_id: uuid.UUID) -> str:
+    """What the names of a run's files begin with."""
+    return f"{FOLDER}/{run_id}/"
+
+
+def is_own(text: str, run_id: uuid.UUID) -> bool:
+    """Whether the file that this text names was written for this run, not for one before it."""
+    return (envelopes.file_of(text) or "").startswith(folder_of(run_id))
 
 
 def put_again(envelope: str, text: str) -> str:

@@ -14,7 +14,7 @@ from django.core.files.base import ContentFile
 from django.core.files.storage import InMemoryStorage, storages
 from django.core.management import CommandError, call_command
 
-from durable_flows import StepError, flow, rerun, retry
+from durable_flows import StepError, cancel, flow, rerun, retry
 from durable_flows.admin.showing import pretty
 from durable_flows.engine import files
 from durable_flows.models import Run, Step
@@ -324,6 +324,32 @@ def test_a_purged_run_takes_its_files_along():
     Breakable.is_down = False
     purge()
     assert not Run.objects.exists()
+    assert stored_files() == []
+
+
+def test_a_purged_rerun_leaves_the_files_that_it_has_taken_over_to_the_run_before():
+    @flow("asks", on="go")
+    def asks(step):
+        large = step.run("one", lambda: LONG)
+        step.run("two", lambda: LONG)
+        step.sleep("rest", "60 days")
+        return len(large)
+
+    first = played("go")
+    second = rerun(first.id, from_step="two")
+    drain()
+    assert len(stored_files()) == 3
+    cancel(second)
+    drain()
+    advance("40 days", play=False)
+    purge()
+    assert not Run.objects.filter(pk=second).exists()
+    assert len(stored_files()) == 2
+    advance("20 days")
+    drain()
+    assert again(first).result == 200
+    advance("31 days", play=False)
+    purge()
     assert stored_files() == []
 
 

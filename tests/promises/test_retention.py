@@ -34,7 +34,7 @@ from durable_flows.engine import census, erase, execute, files, purge, tick
 from durable_flows.engine import ring as bells
 from durable_flows.engine.route import route
 from durable_flows.errors import IllegalTransition, UnknownRun
-from durable_flows.rules import clock, events, retention
+from durable_flows.rules import clock, envelopes, events, retention
 from durable_flows.testing import Crash, advance, drain, run_of, runs_of, send
 from durable_flows.testing import purge as purge_now
 from tests.promises.staging import once_at, played
@@ -614,19 +614,23 @@ def with_files(count: int) -> list[UUID]:
         send("go")
     drain()
     runs = list(m.Run.objects.order_by("pk").values_list("pk", flat=True))
-    for number, run in enumerate(runs):
-        m.Step.objects.filter(run=run).update(output=f"@file step {number}")
-        m.Run.objects.filter(pk=run).update(result=f"@file run {number}")
+    for run in runs:
+        m.Step.objects.filter(run=run).update(output=named(run, "step"))
+        m.Run.objects.filter(pk=run).update(result=named(run, "run"))
     advance("31 days", play=False)
     return runs
 
 
+def named(run: object, kind: str) -> str:
+    return envelopes.filed(f"runs/{run}/{kind}.json", 9)
+
+
 def test_the_files_of_a_run_are_forgotten_before_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    with_files(2)
+    runs = with_files(2)
     forgotten: set[str] = set()
     monkeypatch.setattr(files, "forget", forgotten.update)
     purge_now()
-    assert forgotten == {f"@file {kind} {n}" for kind in ("step", "run") for n in range(2)}
+    assert forgotten == {named(run, kind) for kind in ("step", "run") for run in runs}
     assert rows(OF_A_RUN) == {}
 
 
@@ -636,7 +640,7 @@ def test_rows_stay_whose_files_could_not_be_deleted_and_others_go(
     runs = with_files(3)
 
     def forget(texts: set[str]) -> None:
-        if "@file run 1" in texts:
+        if named(runs[1], "run") in texts:
             raise OSError("the storage is down")
 
     monkeypatch.setattr(files, "forget", forget)
