@@ -6,11 +6,12 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from durable_flows.conf import shown
 from durable_flows.errors import InvalidOption, InvalidSetting
 from durable_flows.flows import ON_CANCEL, ON_FAILURE, Ending, Flow
 from durable_flows.handlers import Handler, parameters_of
 from durable_flows.installed import made
-from durable_flows.middleware import Middleware
+from durable_flows.middleware import Middleware, Sealing
 from durable_flows.registry import registry
 from durable_flows.rules.backoff import Retries
 from durable_flows.rules.options import (
@@ -180,9 +181,15 @@ def _flag(id: str, option: str, value: Any) -> bool:
 def _middleware(id: str, given: Any) -> tuple[Middleware, ...]:
     listed = _listed(id, "middleware=", given, "a Middleware")
     try:
-        return tuple(made(one) for one in listed)
+        members = tuple(made(one) for one in listed)
     except InvalidSetting as error:
         raise InvalidOption(f"flow {id!r}: middleware= {error}") from error
+    if sealing := next((one for one in members if isinstance(one, Sealing)), None):
+        raise InvalidOption(
+            f"flow {id!r}: middleware= lists {type(sealing).__name__}, and others that get its events and "
+            f"results could not read them: list it in {shown('MIDDLEWARE')}"
+        )
+    return members
 
 
 def _version(id: str, version: Any) -> int:

@@ -19,7 +19,9 @@ class _Read:
 
     of: Any = None
     chain: Chain = field(default_factory=lambda: Chain(()))
-    of_flows: dict[tuple[Middleware, ...], Chain] = field(default_factory=dict)
+    of_flows: dict[tuple[int, ...], tuple[tuple[Middleware, ...], Chain]] = field(
+        default_factory=dict
+    )
 
 
 _read = _Read()
@@ -37,10 +39,11 @@ def chain(further: tuple[Middleware, ...] = ()) -> Chain:
         _read = _Read(settings, Chain(_listed(settings)))
     if not further:
         return _read.chain
-    known = _read.of_flows.get(further)
+    who = tuple(map(id, further))  # they need not be hashable; kept here, they keep their ids
+    known = _read.of_flows.get(who)
     if known is None:
-        known = _read.of_flows[further] = Chain((*_read.chain.members, *further))
-    return known
+        known = _read.of_flows[who] = further, Chain((*_read.chain.members, *further))
+    return known[1]
 
 
 def _listed(settings: conf.Settings) -> list[Middleware]:

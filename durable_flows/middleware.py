@@ -5,8 +5,9 @@ A hook that no middleware overrides costs nothing: a `Chain` keeps those only th
 
 from __future__ import annotations
 
+import asyncio
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
@@ -14,16 +15,16 @@ from contextlib import (
     ExitStack,
     nullcontext,
 )
+from contextvars import Context, copy_context
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, Literal
-
-from asgiref.sync import async_to_sync
+from typing import Any, Final, Literal, TypeVar
 
 from durable_flows.errors import InvalidOption
 from durable_flows.rules.events import Event
 
+T = TypeVar("T")
 Around = AbstractContextManager[Any] | AbstractAsyncContextManager[Any]
 Opener = Callable[[], Around]
 
@@ -224,10 +225,12 @@ def surround(work: Callable[..., Any], openers: Sequence[Opener]) -> Callable[..
         return awaited
 
     def called(*args: Any, **kwargs: Any) -> Any:
+        result = SWALLOWED
         with ExitStack() as stack:
             for opener in openers:
                 stack.enter_context(as_sync(opener()))
             result = work(*args, **kwargs)
+        check_passed(result)
         if hasattr(result, "__await__"):  # as of a lambda that calls a coroutine function
             return _await_inside(lambda: result, openers)
         return result
@@ -235,7 +238,20 @@ def surround(work: Callable[..., Any], openers: Sequence[Opener]) -> Callable[..
     return called
 
 
+SWALLOWED: Final = object()  # in place of what a function would have returned
+
+
+def check_passed(result: Any) -> None:
+    """Raise `InvalidOption` if a context manager has kept an exception to itself."""
+    if result is SWALLOWED:
+        raise InvalidOption(
+            "a context manager of middleware has swallowed an exception: let it pass, there is nothing "
+            "that could be returned instead"
+        )
+
+
 async def _await_inside(work: Callable[[], Any], openers: Sequence[Opener]) -> Any:
+    result = SWALLOWED
     async with AsyncExitStack() as stack:
         for opener in openers:
             around = opener()
@@ -243,7 +259,9 @@ async def _await_inside(work: Callable[[], Any], openers: Sequence[Opener]) -> A
                 await stack.enter_async_context(around)
             else:
                 stack.enter_context(around)
-        return await work()
+        result = await work()
+    check_passed(result)
+    return result
 
 
 def as_sync(around: Around) -> AbstractContextManager[Any]:
@@ -252,13 +270,18 @@ def as_sync(around: Around) -> AbstractContextManager[Any]:
 
 
 class _Waited(AbstractContextManager[Any]):
-    """An asynchronous context manager where there is no event loop."""
+    """An asynchronous context manager where there is no event loop: in a loop of its own, till its end."""
 
     def __init__(self, around: AbstractAsyncContextManager[Any]) -> None:
         self._around = around
+        self._runner = asyncio.Runner()
 
     def __enter__(self) -> Any:
-        return async_to_sync(self._around.__aenter__)()
+        try:
+            return self._run(self._around.__aenter__())
+        except BaseException:
+            self._runner.close()
+            raise
 
     def __exit__(
         self,
@@ -266,4 +289,22 @@ class _Waited(AbstractContextManager[Any]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool | None:
-        return async_to_sync(self._around.__aexit__)(kind, error, traceback)
+        with self._runner:
+            return self._run(self._around.__aexit__(kind, error, traceback))
+
+    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Await it; what it sets context variables to holds here."""
+
+        async def wait() -> T:
+            try:
+                return await coroutine
+            finally:
+                context.append(copy_context())
+
+        context: list[Context] = []
+        try:
+            return self._runner.run(wait())
+        finally:
+            for variable, value in (context[0] if context else {}).items():
+                if variable.get(SWALLOWED) is not value:
+                    variable.set(value)

@@ -66,7 +66,7 @@ def pretty(text: str | None, most: int = PAGE_CHARACTERS, *, left_out: int = 0) 
         return ""
     if name := envelopes.file_of(text):
         return f"{envelopes.size_of_file(text):,} bytes, in file {name}"
-    text, _ = envelopes.without_rows(text)
+    text = envelopes.without_rows(text)[0].removeprefix(envelopes.ITEMS)
     shown = text if left_out or len(text) > 4 * most else _indented(text)
     return cut(shown, most, left_out=left_out)
 

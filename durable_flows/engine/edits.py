@@ -152,7 +152,13 @@ def encoded(output: Any, place: Place, chain: Chain) -> str | None:
         raise InvalidOption(f"rerun(): step {place.key!r} {why}")
     if place.kind in (StepKind.RUN, StepKind.INVOKE, StepKind.MAP):
         about = About("step", place.flow, place.key)
-        output = keeping.through(chain, output, about, limits, "/output")
+        if place.kind == StepKind.MAP:
+            output = [
+                keeping.through(chain, item, about, limits, f"/output/{number}")
+                for number, item in enumerate(output)
+            ]
+        else:
+            output = keeping.through(chain, output, about, limits, "/output")
     return payload.dumps(output, limits=limits, pointer="/output")
 
 

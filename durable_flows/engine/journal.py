@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -308,7 +309,8 @@ class Journal(Recording):
         self._children[key] = child
         if not child.is_over:
             self.suspend(child.expires_at)
-        began, failure = child.created_at, child.failure
+        began, over = child.created_at, child
+        failure = self._at_hand(lambda: self.values.of_child(over))
         output = self._as_own(child.result, key) if failure is None else None
         return self.record(key, StepKind.INVOKE, output=output, error=failure, started_at=began)
 
@@ -330,9 +332,10 @@ class Journal(Recording):
         if not progress.is_over:
             self.suspend(clock.now() + durations.LONGEST)
         ends = self._persistently(lambda again: self._ends_of(self.claim, key, progress.total))
-        failure = next((child.failure for child in ends if child.failure is not None), None)
-        if failure is not None:
-            return self.record(key, StepKind.MAP, error={**failure, "step": key})
+        failed = next((child for child in ends if child.failure is not None), None)
+        if failed is not None:
+            failure = self._at_hand(lambda: self.values.of_child(replace(failed, key=key)))
+            return self.record(key, StepKind.MAP, error=failure)
         output = self._at_hand(lambda: Values.joined([child.result or "null" for child in ends]))
         if size_of(output) > self._limits.MAX_RESULT_BYTES:
             raise UnserialisableResult(

@@ -7,6 +7,7 @@ way out, the same backwards. Where a project has none of that, it is JSON text a
 from __future__ import annotations
 
 import json
+import logging
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -15,14 +16,17 @@ from typing import Any, Self
 
 from durable_flows import conf, installed
 from durable_flows.engine import files, rows
-from durable_flows.engine.history import Claim, Recorded, size_of
+from durable_flows.engine.history import Child, Claim, Recorded, size_of
 from durable_flows.errors import InvalidEvent, InvalidPayload, StepError, UnserialisableResult
 from durable_flows.flows import Flow
 from durable_flows.middleware import About, Chain, Opener, RunContext, StepContext
 from durable_flows.registry import registry
-from durable_flows.rules import envelopes, outcomes, payload
+from durable_flows.rules import endings, envelopes, outcomes, payload, replays
 from durable_flows.rules.events import DECIDED, SIGNALLED, Event, Seal
 from durable_flows.rules.payload import Limits
+from durable_flows.rules.states import StepKind
+
+logger = logging.getLogger(__name__)
 
 #: Events of the engine's own in which somebody says something to a run.
 _SAID_IN = (SIGNALLED, DECIDED)
@@ -42,7 +46,9 @@ class Values:
         self._chain = chain
         self._names_rows = names_rows
         self._longest = files.longest()
-        self._limits = conf.settings().result_limits
+        self._limits = self._room = conf.settings().result_limits
+        if chain.changes_values:  # what it makes of a value may be longer: encrypted, by a third
+            self._room = replace(self._limits, max_bytes=2 * self._limits.max_bytes)
         #: Whether values are JSON text and nothing else, whatever they are.
         self.are_bare = not (chain.changes_values or names_rows or self._longest is not None)
         #: Whether there is something around the functions of steps.
@@ -85,7 +91,7 @@ class Values:
     def _dumped(self, result: Any, about: About) -> str:
         try:
             stored = through(self._chain, result, about, self._limits)
-            return payload.dumps(stored, limits=self._limits)
+            return payload.dumps(stored, limits=self._room)
         except InvalidPayload:
             if not self._names_rows:
                 raise
@@ -93,25 +99,37 @@ class Values:
             if not has_rows:
                 raise
         stored = through(self._chain, named, about, self._limits)
-        return envelopes.with_rows(payload.dumps(stored, limits=self._limits))
+        return envelopes.with_rows(payload.dumps(stored, limits=self._room))
 
     def kept(self, text: str, key: str) -> str:
-        """What is kept of a result in its row: itself, or where it is."""
-        if self._longest is None or size_of(text) <= self._longest:
+        """What is kept of a result in its row: itself, or where it is.
+
+        What comes of undoing stays in its row: it must not be undone twice because a storage is down.
+        """
+        if self._longest is None or size_of(text) <= self._longest or key.endswith(replays.UNDO):
             return text
         return files.put(text, uuid.UUID(self._run.run_id), key)
 
-    def decode(self, text: str, key: str) -> Any:
+    def decode(self, recorded: Recorded) -> Any:
         """A step's result, as the handler gets it.
 
         Raises:
             StorageUnavailable, ResultGone, RowGone: it is elsewhere, and cannot be had.
         """
+        text = recorded.output
+        if text is None:
+            return None
         if self.are_bare and envelopes.is_plain(text):
             return payload.loads(text)
-        plain, has_rows = envelopes.without_rows(files.fetch(text))
-        value = self._chain.out_of(payload.loads(plain), self._about("step", key))
-        return rows.fetched(value) if has_rows else value
+        about, text = self._about("step", recorded.key), files.fetch(text)
+        if recorded.kind == StepKind.MAP:
+            return [self._handed(item, about, names) for item, names in envelopes.items(text)]
+        plain, names = envelopes.without_rows(text)
+        return self._handed(payload.loads(plain), about, names)
+
+    def _handed(self, value: Any, about: About, names_rows: bool) -> Any:
+        value = self._chain.out_of(value, about)
+        return rows.fetched(value) if names_rows else value
 
     def is_at_hand(self, recorded: Recorded) -> bool:
         """Whether a step's result can be read anywhere, without waiting for anybody."""
@@ -129,14 +147,7 @@ class Values:
         """The results of children as one list."""
         if all(map(envelopes.is_plain, texts)):
             return f"[{', '.join(texts)}]"
-        read = [envelopes.without_rows(files.fetch(text)) for text in texts]
-        if not any(has_rows for _, has_rows in read):
-            return f"[{', '.join(text for text, _ in read)}]"
-        items = [
-            text if has_rows else json.dumps(rows.escaped(payload.loads(text)))
-            for text, has_rows in read
-        ]
-        return envelopes.with_rows(f"[{', '.join(items)}]")
+        return envelopes.joined([envelopes.without_rows(files.fetch(text)) for text in texts])
 
     # -- errors --------------------------------------------------------------------------------
 
@@ -155,13 +166,32 @@ class Values:
         described = outcomes.describe(error)
         return self._line(described, self._recorded(described, key))
 
-    def failure(self, described: Mapping[str, Any], key: str) -> StepError:
-        """The error that a recorded failure stands for."""
-        return outcomes.recall(self._chain.out_of(dict(described), self._about("error", key)))
+    def failure(self, recorded: Recorded) -> StepError:
+        """The error of a step that has failed."""
+        about = self._about("error", recorded.key)
+        return outcomes.recall(self._chain.out_of(recorded.failure, about))
+
+    def of_child(self, child: Child) -> dict[str, Any] | None:
+        """What is recorded of a child that has not completed, for its parent."""
+        if child.error is not None and not self.are_bare:
+            about = About("error", child.flow_id)
+            error = self._chain.out_of(payload.loads(child.error), about)
+            child = replace(child, error=json.dumps(error))
+        failure = child.failure
+        return None if failure is None else self._recorded(failure, child.key)
 
     def _recorded(self, described: dict[str, Any], key: str) -> dict[str, Any]:
-        recorded: dict[str, Any] = self._chain.into(described, self._about("error", key))
-        return recorded
+        """An error as it is stored: middleware that fails, or makes something else of it, hides it."""
+        try:
+            recorded = self._chain.into(dict(described), self._about("error", key))
+            if isinstance(recorded, dict) and recorded.keys() >= described.keys():
+                return recorded
+            why = f"it is to be a dict with {', '.join(described)}"
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+        logger.error("value_in made nothing of the error of %s %r: %s", self._run.flow, key, why)
+        hidden = dict.fromkeys(("message", "stack"), "(hidden: middleware has failed)")
+        return {**described, **hidden, "code": ""}
 
     @staticmethod
     def _line(described: Mapping[str, Any], recorded: Mapping[str, Any]) -> str:
@@ -214,8 +244,7 @@ def shown(text: str | None, about: About) -> Any:
     chain = installed.chain(flow.middleware if flow else ())
     value: Any = text
     with suppress(Exception):
-        plain, _ = envelopes.without_rows(files.fetch(text))
-        value = payload.loads(plain)
+        value = envelopes.plain(files.fetch(text))
         value = chain.out_of(value, about)
     return value
 
@@ -253,7 +282,25 @@ def opened(event: Event[Any], chain: Chain) -> Event[Any]:
         said = event.data["data"]
         about = About("data", str(event.data.get("signal", event.name)))
         return replace(event, data={**event.data, "data": chain.out_of(said, about)})
+    if event.name in endings.NAMES:
+        return replace(event, data=_end_opened(event.data, chain))
     user = event.user
     if user is not None:
         user = chain.out_of(user, About("user", event.name))
     return replace(event, data=chain.out_of(event.data, About("data", event.name)), user=user)
+
+
+def _end_opened(data: Mapping[str, Any], chain: Chain) -> dict[str, Any]:
+    """What tells of an end: of its parts each as it was stored."""
+    flow, told = data["function_id"], dict(data)
+    told["event"] = _document_opened(data["event"], chain)
+    if data["events"] is not None:
+        told["events"] = [_document_opened(event, chain) for event in data["events"]]
+    for kind in ("result", "error"):
+        if data.get(kind) is not None:
+            told[kind] = chain.out_of(data[kind], About(kind, flow))
+    return told
+
+
+def _document_opened(document: Mapping[str, Any], chain: Chain) -> dict[str, Any]:
+    return opened(Event.from_dict(document), chain).as_dict()

@@ -19,6 +19,8 @@ from django.dispatch import Signal
 from durable_flows import models, signals
 from durable_flows.engine import sql
 from durable_flows.engine.history import Claim, Recorded
+from durable_flows.engine.senders import Sender, sending_as
+from durable_flows.rules import causality, clock
 from durable_flows.rules.states import StepKind
 
 logger = logging.getLogger(__name__)
@@ -87,12 +89,13 @@ def events(
 
 def starts(claims: Iterable[Claim]) -> None:
     """These runs begin."""
+    begun = {str(claimed.run_id): claimed for claimed in claims}
     tell(
         signals.run_started,
         models.Run,
         (
             {
-                "run_id": str(claimed.run_id),
+                "run_id": run_id,
                 "flow": claimed.flow_id,
                 "version": claimed.version,
                 "generation": claimed.generation,
@@ -100,8 +103,20 @@ def starts(claims: Iterable[Claim]) -> None:
                 "event_id": str(claimed.event_id),
                 "created_at": claimed.created_at,
             }
-            for claimed in claims
+            for run_id, claimed in begun.items()
         ),
+        around=lambda facts: sending_as(_sender(begun[facts["run_id"]])),
+    )
+
+
+def _sender(claimed: Claim) -> Sender:
+    """A run that begins, as whoever sends what its observers send."""
+    depth = causality.depth_of_sent(claimed.depth, since=claimed.created_at, now=clock.now())
+    return Sender(
+        run_id=claimed.run_id,
+        depth=depth,
+        subject=claimed.subject,
+        context=claimed.event.context,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from contextlib import AbstractAsyncContextManager, ExitStack
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -21,8 +22,9 @@ from durable_flows.engine.suspend import Outcome, Sleeping, failed
 from durable_flows.engine.tools.step import Step
 from durable_flows.errors import Suspend, SuspendSwallowed, Unreadable
 from durable_flows.flows import Flow
-from durable_flows.middleware import Around, as_sync, surround
+from durable_flows.middleware import SWALLOWED, Around, as_sync, check_passed, surround
 from durable_flows.rules import clock, outcomes
+from durable_flows.rules.backoff import Retries
 from durable_flows.rules.lookback import LookBack
 from durable_flows.rules.states import RunState
 
@@ -35,7 +37,7 @@ def driver_of(flow: Flow, claimed: Claim, journal: Journal) -> Threads | Tasks:
 
 def arguments(flow: Flow, claimed: Claim, journal: Journal, step: Step) -> dict[str, Any]:
     """What the handler is called with. Raises `UnreadableEvent`."""
-    event = journal.values.event(claimed.event).decoded(flow.type_of(claimed.event.name))
+    event = journal.opened(claimed.event).decoded(flow.type_of(claimed.event.name))
     return flow.arguments(
         {
             "event": event,
@@ -57,17 +59,17 @@ def replay(
     except Suspend as signal:
         return Sleeping(goes_on_at(journal, signal), has_undo=bool(journal.intents))
     except Unreadable as signal:
-        return failed_between(flow, claimed, journal, main, signal.error)
+        return unreadable(flow, claimed, journal, main, signal.error)
     except ENDS_OF_A_SLICE:
         raise
     except BaseException as error:  # sys.exit() is the handler's failure, not the worker's end
         if isinstance(journal.stopped, Unreadable):
-            return failed_between(flow, claimed, journal, main, journal.stopped.error)
+            return unreadable(flow, claimed, journal, main, journal.stopped.error)
         if journal.stopped is not None:
             raise journal.stopped from error
         if main.stopped is not None and not isinstance(error, SuspendSwallowed):
             error = SuspendSwallowed(_swallowed(flow))
-        return failed_between(flow, claimed, journal, main, error)
+        return failed_between(claimed, journal, main, error, flow.retries)
 
 
 def rehearse(flow: Flow, claimed: Claim, journal: Journal) -> None:
@@ -102,6 +104,7 @@ def perform(
     openers = journal.values.around_run()
     if not openers:
         return driver.play(flow.handler, given)
+    result = SWALLOWED
     with ExitStack() as stack:
         inside = []
         for around in (opener() for opener in openers):
@@ -109,20 +112,30 @@ def perform(
                 inside.append(partial(_same, around))
             else:
                 stack.enter_context(as_sync(around))
-        return driver.play(surround(flow.handler, inside), given)
+        result = driver.play(surround(flow.handler, inside), given)
+    check_passed(result)
+    return result
 
 
 def _same(around: Around) -> Around:
     return around
 
 
-def failed_between(
+def unreadable(
     flow: Flow, claimed: Claim, journal: Journal, main: Scope, error: BaseException
+) -> Outcome:
+    """What is recorded cannot be read now: another attempt, whatever the flow's retries are on."""
+    policy = replace(flow.retries, on=(Exception,))
+    return failed_between(claimed, journal, main, error, policy)
+
+
+def failed_between(
+    claimed: Claim, journal: Journal, main: Scope, error: BaseException, policy: Retries
 ) -> Outcome:
     """The handler raised: another attempt at the code after the last step, or the end."""
     key = f"after:{main.last_key}"
     failures = len(journal.failures(key)) + 1
-    verdict = outcomes.after_failure(error, flow.retries, failures=failures, spread=random.random())
+    verdict = outcomes.after_failure(error, policy, failures=failures, spread=random.random())
     if isinstance(verdict, outcomes.GiveUp):
         return failed(claimed, verdict.error, journal.values)
     next_at = clock.now() + verdict.delay

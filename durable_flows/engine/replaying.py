@@ -18,6 +18,7 @@ from durable_flows.errors import (
     Diverged,
     HandBack,
     LimitExceeded,
+    StepError,
     Unreadable,
 )
 from durable_flows.rules import clock, durations, replays
@@ -142,10 +143,15 @@ class Replaying(Fence):
         Raises:
             Unreadable: it cannot be had; the slice has stopped.
         """
-        output = recorded.output
-        if output is None:
-            return None
-        return self._at_hand(lambda: self.values.decode(output, recorded.key))
+        return self._at_hand(lambda: self.values.decode(recorded))
+
+    def failure(self, recorded: Recorded) -> StepError:
+        """The error of a step that has failed. Raises `Unreadable`."""
+        return self._at_hand(lambda: self.values.failure(recorded))
+
+    def is_edited(self, key: str) -> bool:
+        """Whether the run is done again with other arguments of this step."""
+        return key + replays.INPUT in self._steps
 
     def opened(self, event: Event) -> Event:
         """A recorded event, as the handler gets it. Raises `Unreadable`."""
@@ -169,7 +175,7 @@ class Replaying(Fence):
         edited = self._steps.get(key + replays.INPUT)
         if edited is None:
             return args, kwargs
-        given = self.values.input(edited.value, key)
+        given = self._at_hand(lambda: self.values.input(edited.value, key))
         if isinstance(given, list):
             return given, kwargs
         return with_named(fn, args, kwargs, given)

@@ -87,7 +87,8 @@ class Remedies:
                 failed[key] = "the handler does not come to it any more, so nobody knows how"
                 continue
             place = Place(key + UNDO, scope, scope.looking.latest)
-            work = partial(self._undo, key, remedy)
+            result = yield from self._result(key)
+            work = partial(remedy.undo, result, *remedy.args, **remedy.kwargs)
             try:
                 yield from perform(place, work, remedy.retries, remedy.atomic)
             except StepError as error:
@@ -110,15 +111,12 @@ class Remedies:
         intended = [key.removesuffix(INTENT) for key in reversed(self._journal.intents)]
         return [key for key in intended if not self._journal.is_done(key + UNDO)]
 
-    def _undo(self, key: str, remedy: Remedy) -> Any:
-        return remedy.undo(self._result(key), *remedy.args, **remedy.kwargs)
-
-    def _result(self, key: str) -> Any:
+    def _result(self, key: str) -> Tool:
         """What a step returned; None where that is not known, or it failed: then it has no value."""
         recorded = self._journal.find(key)
-        if recorded is None or recorded.output is None:
+        if recorded is None:
             return None
-        return self._journal.values.decode(recorded.output, key)
+        return (yield Write(lambda: self._journal.read(recorded)))
 
 
 def not_undone(failed: Mapping[str, str], reason: str) -> UndoFailed:

@@ -220,10 +220,10 @@ def _recall(flow: Flow, claimed: Claim, journal: Journal, remedies: Remedies) ->
         raise
     except BaseException as end:  # whatever it is: that the run ends was decided before
         logger.debug("run %s was replayed to %r", claimed.run_id, end)
-        failure = end.error if isinstance(end, Unreadable) else end
-        stopped = None if isinstance(journal.stopped, Unreadable) else journal.stopped
-        if isinstance(failure, Exception) and stopped is None and not remedies.is_complete:
-            later = play.failed_between(flow, claimed, journal, main, failure)
+        if isinstance(journal.stopped, Unreadable) and not remedies.is_complete:
+            return _not_now(claimed, journal.stopped)
+        if isinstance(end, Exception) and journal.stopped is None and not remedies.is_complete:
+            later = play.failed_between(claimed, journal, main, end, flow.retries)
             if isinstance(later, Sleeping):  # it may come further the next time
                 return replace(later, undoes=True)
     if isinstance(journal.stopped, LeaseLost | HandBack):
@@ -248,10 +248,15 @@ def _undo(
         left = driver.play(Undoing(journal, flow.retries, driver, remedies).all, {})
     except Suspend as signal:
         return Sleeping(play.goes_on_at(journal, signal), has_undo=True, undoes=True)
-    except Unreadable as signal:  # what was undone cannot be told from what is to be: not now
-        logger.warning("run %s cannot be undone now: %s", claimed.run_id, signal)
-        return Sleeping(clock.now() + UNREADABLE, has_undo=True, undoes=True)
+    except Unreadable as signal:
+        return _not_now(claimed, signal)
     return _ended(claimed, decided.value, left, journal.values)
+
+
+def _not_now(claimed: Claim, signal: Unreadable) -> Sleeping:
+    """What is recorded cannot be read: nothing is given up because of that, nor is it an attempt."""
+    logger.warning("run %s cannot be undone now: %s", claimed.run_id, signal)
+    return Sleeping(clock.now() + UNREADABLE, has_undo=True, undoes=True)
 
 
 def _give_up(claimed: Claim, journal: Journal, ending: Ending | None) -> Ending:

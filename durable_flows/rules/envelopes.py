@@ -6,11 +6,15 @@ JSON never begins with an at sign, so such a text cannot be taken for a result, 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any, Final
+
+from durable_flows.rules import payload
 
 MARK: Final = "@"
 FILE: Final = f"{MARK}file "
 ROWS: Final = f"{MARK}rows "
+ITEMS: Final = f"{MARK}items "
 
 
 def is_plain(text: str) -> bool:
@@ -50,6 +54,28 @@ def with_rows(text: str) -> str:
 def without_rows(text: str) -> tuple[str, bool]:
     """The JSON text, and whether rows are named in it."""
     return text.removeprefix(ROWS), text.startswith(ROWS)
+
+
+def joined(results: Sequence[tuple[str, bool]]) -> str:
+    """The results of several runs as one: of each its JSON text, and whether rows are named in it."""
+    if not any(names_rows for _, names_rows in results):
+        return f"[{', '.join(text for text, _ in results)}]"
+    pairs = (f"[{text}, {json.dumps(names_rows)}]" for text, names_rows in results)
+    return f"{ITEMS}[{', '.join(pairs)}]"
+
+
+def items(text: str) -> list[tuple[Any, bool]]:
+    """The inverse of `joined`: each result, and whether rows are named in it."""
+    if text.startswith(ITEMS):
+        return [(item, names_rows) for item, names_rows in payload.loads(text.removeprefix(ITEMS))]
+    return [(item, False) for item in payload.loads(text)]
+
+
+def plain(text: str) -> Any:
+    """What is stored, with references in place of rows."""
+    if text.startswith(ITEMS):
+        return [item for item, _ in items(text)]
+    return payload.loads(without_rows(text)[0])
 
 
 #: What stands in the place of an encrypted value begins so, and goes on with a Fernet token.

@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync
+from cryptography.fernet import Fernet
 from django.core.checks import run_checks
 
-from durable_flows import Event, Middleware, StepError, asend, flow, retry, send_signal
+from durable_flows import (
+    Event,
+    Middleware,
+    NonRetriableError,
+    Retries,
+    StepError,
+    asend,
+    cancel,
+    flow,
+    rerun,
+    retry,
+    send_signal,
+)
+from durable_flows.encryption import Encryption
 from durable_flows.errors import InvalidEvent, InvalidOption, InvalidSetting
 from durable_flows.middleware import Chain
 from durable_flows.models import Event as StoredEvent
+from durable_flows.models import Run
 from durable_flows.models import Step as StepRow
 from durable_flows.testing import advance, drain, run_of, send, sent
 from tests.promises.staging import again, played, rolled_back
@@ -718,3 +733,271 @@ def test_a_tenant_that_is_no_short_text_is_refused_where_it_is_sent(use, wrong):
 def test_wrong_tenant_settings_are_named_by_the_check(settings, said, says):
     settings.DURABLE_FLOWS = {"RING": "off", **said}
     assert says in "".join(message.msg for message in run_checks())
+
+
+# -- what fails, or does otherwise -------------------------------------------------------------
+
+
+class Locked(Middleware):
+    """Reads nothing while it is locked."""
+
+    is_locked = False
+
+    def value_out(self, value, about):
+        if Locked.is_locked:
+            raise ConnectionError("the key is not there")
+        return value
+
+
+@pytest.fixture
+def locked(use):
+    use(Locked)
+    Locked.is_locked = False
+    yield
+    Locked.is_locked = False
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_failure_that_cannot_be_read_leads_the_handler_no_other_way(locked, strict):
+    @flow("asks", on="go", strict=strict)
+    def asks(step):
+        try:
+            step.run("charge", int, "x", retries=0)
+        except StepError:
+            step.sleep("rest", "1h")
+        except Exception:
+            step.run("page", str, "somebody")
+
+    run = played("go")
+    Locked.is_locked = True
+    advance("1h")
+    assert again(run).state == "started"
+    Locked.is_locked = False
+    advance("1m")
+    assert again(run).state == "completed"
+    assert again(run).step_keys == ["charge", "rest"]
+
+
+@pytest.mark.parametrize("in_saga", [False, True])
+def test_an_edited_input_that_cannot_be_read_now_is_read_later(locked, in_saga):
+    @flow("asks", on="go")
+    def asks(step):
+        if in_saga:
+            return step.saga().run("one", str, "a", undo=lambda *_: None)
+        return step.run("one", str, "a")
+
+    run = played("go")
+    later = rerun(run.id, from_step="one", input=["b"])
+    Locked.is_locked = True
+    drain()
+    assert run_of(later).state == "started"
+    Locked.is_locked = False
+    advance("1m")
+    assert run_of(later).result == "b"
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_what_cannot_be_read_now_is_undone_later_however_long_that_takes(locked, cancelled):
+    undone = []
+
+    @flow("trip", on="go", retries=0)
+    def trip(event, step):
+        step.saga().run("book", str, "a room", undo=lambda result, _: undone.append(result))
+        step.sleep("rest", "1h")
+        raise ValueError("no")
+
+    run = played("go")
+    Locked.is_locked = True
+    if cancelled:
+        cancel(run.id)
+    for _ in range(10):
+        advance("1h")
+    Locked.is_locked = False
+    assert undone == []
+    advance("1m")
+    assert again(run).state == ("cancelled" if cancelled else "failed")
+    assert undone == ["a room"]
+
+
+def test_an_undo_that_failed_and_cannot_be_read_now_keeps_the_others_from_being_given_up(use):
+    class Hides(Middleware):
+        is_locked = False
+
+        def value_out(self, value, about):
+            if Hides.is_locked and about.kind == "error":
+                raise ConnectionError("the key is not there")
+            return value
+
+    tries = []
+
+    def undo_first(*_):
+        tries.append(1)
+        if len(tries) == 1:
+            raise ConnectionError("not yet")
+
+    @flow("trip", on="go", retries=1)
+    def trip(step):
+        saga = step.saga()
+        saga.run("first", str, 1, undo=undo_first)
+        saga.run("second", str, 2, undo=int, retries=0)
+        raise NonRetriableError("no")
+
+    use(Hides)
+    run = played("go")
+    Hides.is_locked = True
+    advance("5m")
+    assert again(run).state == "started"
+    Hides.is_locked = False
+    advance("5m")
+    assert again(run).state == "failed"
+    assert len(tries) == 2
+
+
+@pytest.mark.parametrize("answer", [None, "z", {"z": 1}])
+def test_of_an_error_that_middleware_makes_nothing_of_the_kind_is_recorded(use, answer):
+    class Breaks(Middleware):
+        def value_in(self, value, about):
+            if about.kind != "error":
+                return value
+            if answer is None:
+                raise ConnectionError("the key service is down")
+            return answer
+
+    @flow("fails", on="go", retries=0)
+    def fails(step):
+        step.run("one", int, "x")
+
+    use(Breaks)
+    run = played("go")
+    assert run.state == "failed"
+    assert run.error["name"] == "ValueError"
+    assert "hidden" in run.error["message"]
+    assert "invalid literal" not in str(run)
+
+
+class Box(Middleware):
+    """Stores each value in a box, but for errors, which stay what they are."""
+
+    def value_in(self, value, about):
+        return value if about.kind == "error" else {"box": value}
+
+    def value_out(self, value, about):
+        return value if about.kind == "error" else value["box"]
+
+
+def test_each_result_of_children_and_each_part_of_an_end_passes_by_itself(use):
+    @flow("child")
+    def child(event):
+        return event.data["n"]
+
+    @flow("asks", on="go")
+    def asks(step):
+        return step.map("all", child, [{"n": 1}, {"n": 2}])
+
+    @flow("listens", on="flows/function.finished")
+    def listens(event):
+        return [event.data["function_id"], event.data["event"]["data"], event.data["result"]]
+
+    use(Box)
+    assert played("go", {"a": 1}).result == [1, 2]
+    told = Run.objects.filter(flow="listens").values_list("result", flat=True)
+    assert '{"box":["asks",{"a":1},[1,2]]}' in told
+
+
+def test_an_error_of_a_child_is_stored_as_those_of_its_own(use):
+    @flow("child", retries=0)
+    def child():
+        raise ValueError("no such card")
+
+    @flow("asks", on="go")
+    def asks(step):
+        try:
+            step.invoke("one", child)
+        except StepError as error:
+            return [error.message, "no such card" in error.stack]
+
+    use(Shift)
+    message, is_told = played("go").result
+    assert message.endswith("ValueError")
+    assert is_told
+    assert "no such card" not in (StepRow.objects.get(key="one").error or "")
+
+
+def test_middleware_of_a_flow_need_not_be_hashable():
+    @dataclass
+    class Settings(Middleware):
+        name: str = ""
+
+    @flow("asks", on="go", middleware=[Settings("a")])
+    def asks():
+        return 1
+
+    assert played("go").result == 1
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_an_async_manager_is_left_after_the_work_whatever_that_is(use, is_async):
+    notes = []
+
+    class Around(Middleware):
+        @asynccontextmanager
+        async def around_step(self, step):
+            notes.append("in")
+            try:
+                yield
+            finally:
+                await asyncio.sleep(0)
+                notes.append("out")
+
+    @flow("asks", on="go")
+    def asks(step):
+        step.run("one", notes.append, "work")
+
+    @flow("asks-async", on="go-async")
+    async def asks_async(step):
+        await step.run("one", notes.append, "work")
+
+    use(Around)
+    played("go-async" if is_async else "go")
+    assert notes == ["in", "work", "out"]
+
+
+@pytest.mark.parametrize("hook", ["around_run", "around_step"])
+def test_a_manager_that_swallows_an_exception_is_told_so(use, hook):
+    class Swallows(Middleware):
+        pass
+
+    setattr(Swallows, hook, lambda self, _: suppress(ValueError))
+
+    @flow("asks", on="go", retries=0)
+    def asks(step):
+        step.run("one", str, 1)
+        if hook == "around_run":
+            raise ValueError("no")
+        step.run("two", int, "x")
+
+    use(Swallows)
+    run = played("go")
+    assert run.state == "failed"
+    assert "has swallowed an exception" in run.error["message"]
+
+
+def test_a_failed_read_is_tried_again_whatever_the_retries_are_on(locked):
+    @flow("asks", on="go", retries=Retries(3, on=(KeyError,)))
+    def asks(event):
+        return event.data["n"]
+
+    Locked.is_locked = True
+    run = played("go", {"n": 1})
+    assert run.state == "started"
+    Locked.is_locked = False
+    advance("1m")
+    assert again(run).result == 1
+
+
+def test_encryption_on_a_flow_is_refused_at_import():
+    with pytest.raises(InvalidOption, match=r"list it in DURABLE_FLOWS\[\"MIDDLEWARE\"\]"):
+
+        @flow("asks", middleware=[Encryption([Fernet.generate_key()])])
+        def asks():
+            pass

@@ -79,14 +79,20 @@ class Tools:
         if recorded is None:
             recorded = yield from execute()
         self._see(place, recorded)
+        if recorded.state == StepState.FAILED:
+            raise (yield from self._failure(recorded))
         if recorded.kind in _RESULTS and not self._journal.values.is_at_hand(recorded):
             return (yield Write(lambda: self._journal.read(recorded)))
         return recorded.value
 
+    def _failure(self, recorded: Recorded) -> Tool:
+        """The error of a step that has failed."""
+        if self._journal.values.are_bare:
+            return self._journal.values.failure(recorded)
+        return (yield Write(lambda: self._journal.failure(recorded)))
+
     def _see(self, place: Place, recorded: Recorded) -> None:
-        """The line of the handler has come to this step. Raises its failure, if it has failed."""
+        """The line of the handler has come to this step."""
         place.scope.last_key = place.key
         if recorded.kind in ACTIONS:
             place.scope.looking.acted(place.began, recorded.mark)
-        if recorded.state == StepState.FAILED:
-            raise self._journal.values.failure(recorded.failure, recorded.key)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar, overload
@@ -89,11 +89,19 @@ class Functions(Tools):
         place = self._enter(id)
 
         def execute() -> Tool:
-            given, named = self._journal.given(place.key, fn, args, kwargs)
-            return call(place.key, partial(fn, *given, **named), tried)
+            given, named = yield from self._given(place.key, fn, args, kwargs)
+            return (yield from call(place.key, partial(fn, *given, **named), tried))
 
         call = self._execute_atomically if atomic else self._execute
         return self._step(place, execute, StepKind.RUN)
+
+    def _given(
+        self, key: str, fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Tool:
+        """The arguments of a step's function: by position, and by name."""
+        if not self._journal.is_edited(key):
+            return args, kwargs
+        return (yield Write(lambda: self._journal.given(key, fn, args, kwargs)))
 
     def _execute(self, key: str, work: Callable[[], Any], policy: Retries) -> Tool:
         started_at, values = clock.now(), self._journal.values

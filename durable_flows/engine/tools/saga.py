@@ -38,16 +38,19 @@ class Sagas(Functions):
         check_not_async(id, undo, atomic)
         tried = policy(id, retries, self._retries)
         place = self._enter(id)
-        given, named = self._journal.given(place.key, do, args, kwargs)
-        self._remedies.note(place.key, Remedy(undo, given, named, tried, bool(atomic)))
-        work = partial(do, *given, **named)
-
-        def execute() -> Tool:
-            yield Write(lambda: self._remedies.intend(place.key))
-            return (yield from call(place.key, work, tried))
-
         call = self._execute_atomically if atomic else self._execute
-        return self._step(place, execute, StepKind.RUN)
+
+        def tool() -> Tool:
+            given, named = yield from self._given(place.key, do, args, kwargs)
+            self._remedies.note(place.key, Remedy(undo, given, named, tried, bool(atomic)))
+
+            def execute() -> Tool:
+                yield Write(lambda: self._remedies.intend(place.key))
+                return (yield from call(place.key, partial(do, *given, **named), tried))
+
+            return (yield from self._tool(place, execute, StepKind.RUN))
+
+        return self._driver.drive(place, tool)
 
 
 class Saga:

@@ -390,7 +390,7 @@ class Waits(Tools):
 
         recorded = yield from self._waited(place, wait)
         if recorded.state == StepState.FAILED:
-            raise self._journal.values.failure(recorded.failure, key)
+            raise (yield from self._failure(recorded))
         if recorded.output is None:
             return None
         found = yield from self._handed(recorded.value)
