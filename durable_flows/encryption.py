@@ -6,15 +6,14 @@ Values are encrypted by Fernet (AES-128-CBC with HMAC-SHA256, https://github.com
 
 from __future__ import annotations
 
-import re
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from durable_flows import conf
 from durable_flows.errors import DecryptionFailed, InvalidSetting
 from durable_flows.middleware import About, Sealing
 from durable_flows.rules import payload
-from durable_flows.rules.envelopes import SEALED, is_sealed
+from durable_flows.rules.envelopes import SEALED, is_sealed, resealed
 
 try:
     from cryptography.fernet import Fernet, InvalidToken, MultiFernet
@@ -25,7 +24,9 @@ except ImportError as error:
 
 Path = tuple[str, ...]
 
-_TOKEN: Final = re.compile(rf"{SEALED}([A-Za-z0-9_=-]+)")
+_AS_LARGE_AS_IT_IS: Final = payload.Limits(
+    max_bytes=sys.maxsize, max_depth=1000, max_keys=sys.maxsize, max_key_length=sys.maxsize
+)
 
 
 class Encryption(Sealing):
@@ -83,13 +84,17 @@ class Encryption(Sealing):
         """
         return _each_text(value, lambda text: self._open(text, about))
 
-    def renewed(self, text: str) -> str:
-        """Stored text, in which whatever is encrypted is so with the first key.
+    def renewed(self, text: str, within: Callable[[str], str] | None = None) -> str:
+        """Stored JSON text, in which each value that is encrypted is so with the first key.
+
+        Args:
+            text: what is stored. A token inside of a longer text is no encrypted value, and stays.
+            within: what to do with a value's own JSON text, in which another may have encrypted something.
 
         Raises:
-            DecryptionFailed: one of the tokens in it was made with none of the keys.
+            DecryptionFailed: one of the values was encrypted with none of the keys.
         """
-        return _TOKEN.sub(self._renewed, text)
+        return resealed(text, lambda token: self._renewed(token.encode(), within).decode())
 
     # -- on the way in -------------------------------------------------------------------------
 
@@ -118,7 +123,7 @@ class Encryption(Sealing):
         return {**described, **told}
 
     def _seal(self, value: Any) -> str:
-        text = payload.dumps(value, limits=conf.settings().result_limits)
+        text = payload.dumps(value, limits=_AS_LARGE_AS_IT_IS)  # what was said was looked at before
         return SEALED + self._newest.encrypt(text.encode()).decode()
 
     def _escaped(self, value: Any) -> Any:
@@ -135,16 +140,22 @@ class Encryption(Sealing):
         except InvalidToken as error:
             raise DecryptionFailed(self._lost(_what(about))) from error
 
-    def _renewed(self, found: re.Match[str]) -> str:
-        token = found[1].encode()
+    def _renewed(self, token: bytes, within: Callable[[str], str] | None) -> bytes:
+        try:
+            found = self._all.decrypt(token)
+        except InvalidToken as error:
+            raise DecryptionFailed(self._lost("a value")) from error
+        inside = found if within is None else within(found.decode()).encode()
+        if inside != found:
+            return self._newest.encrypt(inside)
+        return token if self._is_newest(token) else self._all.rotate(token)
+
+    def _is_newest(self, token: bytes) -> bool:
         try:
             self._newest.decrypt(token)
         except InvalidToken:
-            try:
-                return SEALED + self._all.rotate(token).decode()
-            except InvalidToken as error:
-                raise DecryptionFailed(self._lost("a value")) from error
-        return found[0]
+            return False
+        return True
 
     def _lost(self, what: str) -> str:
         return (

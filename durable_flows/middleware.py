@@ -137,8 +137,12 @@ class Sealing(Middleware):
         """Whether what an event has at this dotted path cannot be read, and so not be compared."""
         raise NotImplementedError
 
-    def renewed(self, text: str) -> str:
-        """Stored text, sealed with the newest key.
+    def renewed(self, text: str, within: Callable[[str], str] | None = None) -> str:
+        """Stored JSON text, sealed with the newest key.
+
+        Args:
+            text: in which whole strings are sealed; what only mentions something sealed stays as it is.
+            within: does the same with what is inside, which middlewares before this one have sealed.
 
         Raises:
             DecryptionFailed: it was sealed with none of the keys.

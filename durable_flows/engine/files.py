@@ -7,6 +7,7 @@ is gone, where its run is being purged; and a file may be left over that no row 
 from __future__ import annotations
 
 import hashlib
+import re
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -16,6 +17,7 @@ from django.core.files.base import ContentFile
 from django.core.files.storage import Storage, storages
 
 from durable_flows import conf
+from durable_flows.engine import sql
 from durable_flows.errors import ResultGone, StorageUnavailable
 from durable_flows.rules import envelopes
 
@@ -59,11 +61,21 @@ def is_own(text: str, run_id: uuid.UUID) -> bool:
 def put_again(envelope: str, text: str) -> str:
     """Write another text beside the file that the envelope names. Returns what is kept of it.
 
+    The name is another one, also where a storage would write over what is there, and begins alike: whoever
+    has read the row before finds it by that.
+
     Raises:
         StorageUnavailable: it could not be written.
     """
     name = envelopes.file_of(envelope) or ""
-    return _written(name, text, f"file {name!r}")
+    mark = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return _written(f"{_stem(name)}-{mark}.json", text, f"file {name!r}")
+
+
+def _stem(name: str) -> str:
+    """What the names of a step's files have in common."""
+    folder, _, last = name.rpartition("/")
+    return f"{folder}/{re.split('[-_.]', last)[0]}"
 
 
 def _written(name: str, text: str, what: str) -> str:
@@ -88,17 +100,47 @@ def fetch(text: str) -> str:
     name = envelopes.file_of(text)
     if name is None:
         return text
-    try:
-        with _storage().open(name) as file:
-            content: bytes = file.read()
-    except FileNotFoundError as error:
+    found = _read(name)
+    if found is None:
+        moved = _moved(name)
+        found = moved and _read(moved)
+    if found is None:
         raise ResultGone(
             f"file {name!r}, which holds a result, is no more in storage {ALIAS!r}; if it cannot be "
             "restored, rerun the run from the step"
-        ) from error
+        )
+    return found
+
+
+def _read(name: str) -> str | None:
+    try:
+        with _storage().open(name) as file:
+            content: bytes = file.read()
+    except FileNotFoundError:
+        return None
     except Exception as error:
         raise StorageUnavailable(f"file {name!r} could not be read from {_where(error)}") from error
     return content.decode()
+
+
+def _moved(name: str) -> str | None:
+    """The file in which that is now what was in this one: it may have been renewed since its row was read.
+
+    The rows of the run tell that it was written for; it is kept as long as another has taken over steps.
+    """
+    with suppress(ValueError, IndexError):
+        run_id = uuid.UUID(name.split("/")[1])
+        rows = sql.execute(
+            "SELECT output FROM durable_flows_step WHERE run_id = %(run)s AND output LIKE %(like)s "
+            "UNION ALL "
+            "SELECT result FROM durable_flows_run WHERE id = %(run)s AND result LIKE %(like)s",
+            {"run": run_id, "like": f"{envelopes.FILE}%{_stem(name)}%"},
+        )
+        names = [envelopes.file_of(text) for (text,) in rows]
+        return next(
+            (one for one in names if one and one != name and _stem(one) == _stem(name)), None
+        )
+    return None
 
 
 def forget(texts: Iterable[str]) -> None:

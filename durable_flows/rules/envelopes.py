@@ -6,7 +6,8 @@ JSON never begins with an at sign, so such a text cannot be taken for a result, 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from durable_flows.rules import payload
@@ -80,9 +81,37 @@ def plain(text: str) -> Any:
 
 #: What stands in the place of an encrypted value begins so, and goes on with a Fernet token.
 SEALED: Final = "encrypted:"
-_TOKEN_BEGINS: Final = "gAAAA"  # version 128, and a time before the year 2106
+#: Version 128 and a time before the year 2106; of nothing it has 100 characters.
+_SEALED: Final = rf"{SEALED}gAAAA[A-Za-z0-9_-]{{90,}}={{0,2}}"
+_IS_SEALED: Final = re.compile(_SEALED)
+#: Inside of a JSON string each quote has a backslash before it: so this is a whole one, and no key.
+_SEALED_IN_JSON: Final = re.compile(rf'(?<!\\)"{_SEALED}"(?!\s*:)')
 
 
 def is_sealed(value: Any) -> bool:
-    """Whether this stands in the place of an encrypted value."""
-    return isinstance(value, str) and value.startswith(SEALED + _TOKEN_BEGINS)
+    """Whether this stands in the place of an encrypted value: it is such a text, and nothing else."""
+    return (
+        isinstance(value, str)
+        and value.startswith(SEALED)
+        and _IS_SEALED.fullmatch(value) is not None
+    )
+
+
+def has_sealed(text: str) -> bool:
+    """Whether JSON text has an encrypted value in it."""
+    return SEALED in text and _SEALED_IN_JSON.search(text) is not None
+
+
+def each_sealed(text: str, change: Callable[[str], str]) -> str:
+    """JSON text, of which each encrypted value is another one. What only mentions a token stays as it is.
+
+    Args:
+        text: as it is stored.
+        change: an encrypted value, as JSON text, in place of this one.
+    """
+    return _SEALED_IN_JSON.sub(lambda found: change(found[0]), text)
+
+
+def resealed(text: str, renewed: Callable[[str], str]) -> str:
+    """The same with another token for each token."""
+    return each_sealed(text, lambda value: f'"{SEALED}{renewed(value[len(SEALED) + 1 : -1])}"')

@@ -231,11 +231,21 @@ def _encoded_context(context: Mapping[str, Any], limits: payload.Limits, pointer
 def _sealed(
     encoded: Encoded, seal: Callable[[Any, Any], Any], limits: payload.Limits, pointer: str
 ) -> Encoded:
-    """The same, its payload as it is stored."""
+    """The same, its payload as it is stored: encrypted text is longer than what the sender has to keep to.
+
+    Raises:
+        InvalidEvent: it cannot be stored so, or is longer by far.
+    """
+    room = replace(limits, max_bytes=2 * limits.max_bytes)
 
     def sealed(kind: str, text: str) -> str:
-        value = seal(kind, payload.loads(text))
-        return payload.dumps(value, limits=limits, pointer=f"{pointer}/{kind}")
+        at = f"{pointer}/{kind}"
+        try:
+            return payload.dumps(seal(kind, payload.loads(text)), limits=room, pointer=at)
+        except InvalidPayload as error:
+            raise InvalidEvent(
+                f"as it is stored, {error.problem}", pointer=error.pointer or at
+            ) from error
 
     user = None if encoded.user is None else sealed("user", encoded.user)
     return replace(encoded, data=sealed("data", encoded.data), user=user)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,6 +26,7 @@ from durable_flows import (
     InvalidEvent,
     On,
     StepError,
+    cancel,
     decide,
     flow,
     rerun,
@@ -37,6 +39,7 @@ from durable_flows.errors import InvalidSetting
 from durable_flows.middleware import About, Middleware
 from durable_flows.models import Approval, Run, Step
 from durable_flows.models import Event as StoredEvent
+from durable_flows.rules.envelopes import file_of
 from durable_flows.testing import advance, drain, run_of, send
 from tests.engine.test_ring import app_with
 from tests.promises.staging import again, played
@@ -287,6 +290,26 @@ def test_an_edited_input_or_output_is_encrypted_too(encrypt):
     assert "edited" not in everything()
 
 
+def test_the_limit_of_an_event_is_one_of_what_was_sent_not_of_what_is_stored(encrypt, settings):
+    encrypt()
+    settings.DURABLE_FLOWS |= {"MAX_EVENT_BYTES": 10_000, "MAX_RESULT_BYTES": 5_000}
+    send("go", {"card": "x" * 9_900})
+    assert len(kept()) > 13_000
+    with pytest.raises(InvalidEvent, match="10,000"):
+        send("go", {"card": "x" * 10_001})
+
+
+def test_an_event_that_is_much_too_large_once_it_is_encrypted_is_refused_by_its_name(
+    encrypt, settings
+):
+    encrypt(fields=["data.cards.number"])
+    settings.DURABLE_FLOWS |= {"MAX_EVENT_BYTES": 10_000}
+    with pytest.raises(InvalidEvent, match="as it is stored, takes") as caught:
+        send("go", {"cards": [{"number": 1}] * 500})
+    assert caught.value.pointer == "/data"
+    assert not StoredEvent.objects.exists()
+
+
 # -- what is matched -------------------------------------------------------------------------
 
 
@@ -484,6 +507,174 @@ def test_rotation_without_the_old_key_says_so_and_changes_nothing(encrypted, enc
     with pytest.raises(CommandError, match="with none of the 1 keys"):
         rotated()
     assert everything() == before
+
+
+def test_a_value_that_cannot_be_renewed_is_named(encrypt):
+    encrypt(OLD)
+    event_id = send("go", {"card": "4242"})
+    encrypt(NEW)
+    with pytest.raises(CommandError, match=f"data of event {event_id}: .* none of the 1 keys"):
+        rotated()
+
+
+@pytest.fixture
+def shared(encrypt, settings):
+    """A run with a large result, and one that has taken it over: both rest for a day."""
+    settings.STORAGES = {
+        **settings.STORAGES,
+        "durable_flows": {"BACKEND": "tests.promises.test_encryption.Memory"},
+    }
+
+    @flow("asks", on="go", retries=0)
+    def asks(step):
+        large = step.run("large", lambda: "x" * 100_000)
+        step.sleep("rest", "1 day")
+        return len(large)
+
+    encrypt(OLD)
+    first = played("go")
+    second = rerun(first.id, from_step="rest")
+    drain()
+    return first.id, second
+
+
+def envelope() -> str:
+    """What names the first of the files with large results."""
+    return min(
+        text for text in Step.objects.filter(key="large").values_list("output", flat=True) if text
+    )
+
+
+def test_a_file_that_two_runs_share_is_renewed_for_both(encrypt, shared):
+    encrypt(NEW, OLD)
+    assert "files: 1 renewed of 1 that are encrypted" in rotated()
+    assert "files: 0 renewed of 1 that are encrypted" in rotated()
+    encrypt(NEW)
+    advance("1 day")
+    drain()
+    assert [run_of(run).result for run in shared] == [100_000, 100_000]
+    assert len([name for _, names in files.of_runs() for name in names]) == 1
+
+
+def test_whoever_has_read_a_row_before_finds_the_file_that_was_renewed_after(encrypt, shared):
+    before = envelope()
+    encrypt(NEW, OLD)
+    rotated()
+    assert envelope() != before
+    assert "encrypted:" in files.fetch(before)
+    Step.objects.filter(run=shared[1], key="large").update(
+        output=before
+    )  # was taken over meanwhile
+    assert "files: 0 renewed of 2 that are encrypted" in rotated()
+    advance("1 day")
+    drain()
+    assert [run_of(run).result for run in shared] == [100_000, 100_000]
+
+
+def test_a_file_that_is_gone_is_told_and_the_others_are_renewed(encrypt, encrypted):
+    gone = envelope()
+    files.forget([gone])
+    encrypt(NEW, OLD, fields=["data.card", "user"])
+    said = rotated()
+    assert "files: 2 renewed of 2 that are encrypted" in said
+    assert f"not there: file {file_of(gone)!r}" in said
+
+
+def test_text_that_only_looks_encrypted_is_left_alone_by_rotation(encrypt, encrypted):
+    """A token of ours stands in the middle of texts, in JSON text, in a key, and in a reason."""
+    stolen = json.loads(StoredEvent.objects.filter(name="go")[0].data)["card"]
+    texts = {
+        "plain": "the disk is encrypted:yes",
+        "middle": f"see {stolen}, please",
+        "quoted": f'"{stolen}"',
+        "json": json.dumps({"x": stolen}),
+        "begins": f"{stolen} it is",
+        "short": "encrypted:gAAAAA",
+        stolen: "a key",
+        "list": [stolen, {"x": [f"{stolen} "]}],
+    }
+
+    @flow("says", on="said")
+    def says(event, step):
+        same = [event.data["said"], step.run("one", lambda: texts)]
+        step.sleep("rest", "1 day")
+        return same
+
+    run = played("said", {"said": texts})
+    cancelled = played("said", {"said": texts})
+    cancel(cancelled.id, reason=stolen)
+    drain()
+    for keys in ([NEW, OLD], [NEW]):
+        encrypt(*keys, fields=["data.card", "user"])
+        rotated()
+    advance("1 day")
+    drain()
+    assert again(run).result == [texts, texts]
+    assert stolen in StoredEvent.objects.get(name="flows/run.cancel").data
+
+
+def test_what_a_rerun_was_given_is_renewed_though_it_is_text_inside_of_text(encrypt):
+    @flow("asks", on="go", retries=0)
+    def asks(step):
+        return step.run("one", str, "a") + step.run("two", str, "b")
+
+    encrypt(OLD)
+    run = played("go")
+    first = rerun(run.id, from_step="one", output="edited-a")
+    second = rerun(run.id, from_step="two", input=["edited-b"])
+    encrypt(NEW, OLD)
+    assert "events: 2 renewed of 2" in rotated()
+    assert "events: 0 renewed of 2" in rotated()
+    encrypt(NEW)
+    drain()
+    assert run_of(first).result == "edited-ab"
+    assert run_of(second).result == "aedited-b"
+
+
+def test_each_encryption_of_the_settings_has_its_keys_rotated(settings):
+    other, newer = Fernet.generate_key().decode(), Fernet.generate_key().decode()
+
+    def encrypt(cards: list[str], names: list[str]) -> None:
+        both = [Encryption(cards, fields=["data.card"]), Encryption(names, fields=["data.name"])]
+        settings.DURABLE_FLOWS = {"RING": "off", "MIDDLEWARE": both}
+
+    @flow("asks", on="go", retries=0)
+    def asks(event, step):
+        step.sleep("rest", "1h")
+        return event.data
+
+    settings.DURABLE_FLOWS = {
+        "RING": "off",
+        "MIDDLEWARE": [Encryption([OLD], fields=["data.card"])],
+    }
+    before = StoredEvent.objects.get(id=send("other", {"card": "4242"}))
+    encrypt([OLD], [other])
+    run = played("go", {"card": "4242", "name": "ada"})
+    encrypt([NEW, OLD], [newer, other])
+    assert "events: 2 renewed of 2" in rotated()
+    assert "events: 0 renewed of 2" in rotated()
+    encrypt([NEW], [newer])
+    assert StoredEvent.objects.get(pk=before.pk).data != before.data
+    advance("1h")
+    drain()
+    assert again(run).result == {"card": "4242", "name": "ada"}
+
+
+def test_encryption_that_encrypts_nothing_more_still_reads_and_rotates(encrypt):
+    @flow("asks", on="go", retries=0)
+    def asks(event, step):
+        found = step.run("one", lambda: event.data["card"])
+        step.sleep("rest", "1h")
+        return [found, event.data["card"]]
+
+    encrypt(OLD)
+    run = played("go", {"card": "4242"})
+    encrypt(NEW, OLD, fields=(), results=False)
+    rotated()
+    encrypt(NEW, fields=(), results=False)
+    advance("1h")
+    drain()
+    assert Run.objects.get(pk=run.id).result == '["4242","4242"]'
 
 
 def test_rotation_where_nothing_is_encrypted_says_so():
