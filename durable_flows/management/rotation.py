@@ -23,6 +23,8 @@ from durable_flows.rules.envelopes import FILE, SEALED, each_sealed, has_sealed
 Renew = Callable[[str], str]
 
 AT_ONCE = 200  # rows that are read by one statement
+MOST_SHOWN = 5  # values that cannot be renewed
+_AGAIN = "What was renewed so far stays so; say it again when that is mended."
 
 #: What holds stored values, and in which columns.
 _COLUMNS: dict[type[fields.Model], tuple[str, ...]] = {
@@ -48,11 +50,13 @@ class Count:
         seen: how many values have something encrypted in them.
         renewed: how many of these were encrypted with an older key.
         gone: what is to be said of files that are no more.
+        lost: what is to be said of values that none of the keys opens.
     """
 
     seen: int = 0
     renewed: int = 0
     gone: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
 
 
 def rotate(*, dry_run: bool, out: OutputWrapper) -> None:
@@ -63,19 +67,26 @@ def rotate(*, dry_run: bool, out: OutputWrapper) -> None:
     Raises:
         CommandError: nothing is encrypted here, or something with a key that is missing.
     """
-    renew = _renewal()
+    renew, lost = _renewal(), []
     try:
-        for model, columns in _COLUMNS.items():
-            count = Count()
-            for row in _rows(model, columns, out):
-                _renew(row, columns, renew, count, dry_run=dry_run)
-            _tell(out, str(model._meta.verbose_name_plural), count, dry_run=dry_run)
-        if files.longest() is not None:
-            _tell(out, "files", _renew_files(renew, dry_run=dry_run), dry_run=dry_run)
-    except (DecryptionFailed, StorageUnavailable) as error:
-        raise CommandError(
-            f"{error}. What was renewed so far stays so; say it again when that is mended."
-        ) from error
+        for what, count in _counts(renew, out, dry_run=dry_run):
+            _tell(out, what, count, dry_run=dry_run)
+            lost += count.lost
+    except StorageUnavailable as error:
+        raise CommandError(f"{error}. {_AGAIN}") from error
+    if lost:
+        more = f"; and {len(lost) - MOST_SHOWN:,} more" if len(lost) > MOST_SHOWN else ""
+        raise CommandError(f"{'; '.join(lost[:MOST_SHOWN])}{more}. {_AGAIN}")
+
+
+def _counts(renew: Renew, out: OutputWrapper, *, dry_run: bool) -> Iterator[tuple[str, Count]]:
+    for model, columns in _COLUMNS.items():
+        count = Count()
+        for row in _rows(model, columns, out):
+            _renew(row, columns, renew, count, dry_run=dry_run)
+        yield str(model._meta.verbose_name_plural), count
+    if files.longest() is not None:
+        yield "files", _renew_files(renew, dry_run=dry_run)
 
 
 def _renewal() -> Renew:
@@ -147,7 +158,8 @@ def _renew(
             renewed = [renew(part) for part in parts]
         except DecryptionFailed as error:
             where = f"{column} of {row._meta.verbose_name} {_shown(row.pk)}"
-            raise DecryptionFailed(f"{where}: {error}") from error
+            count.lost.append(f"{where}: {error}")
+            continue
         if renewed == parts:
             continue
         count.renewed += 1
@@ -207,7 +219,8 @@ def _renewed_file(envelope: str, renew: Renew, count: Count, *, dry_run: bool) -
     try:
         renewed = renew(text)
     except DecryptionFailed as error:
-        raise DecryptionFailed(f"file {envelopes.file_of(envelope)!r}: {error}") from error
+        count.lost.append(f"file {envelopes.file_of(envelope)!r}: {error}")
+        return None
     if renewed == text:
         return None
     count.renewed += 1

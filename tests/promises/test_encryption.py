@@ -509,12 +509,18 @@ def test_rotation_without_the_old_key_says_so_and_changes_nothing(encrypted, enc
     assert everything() == before
 
 
-def test_a_value_that_cannot_be_renewed_is_named(encrypt):
-    encrypt(OLD)
+def test_a_value_that_cannot_be_renewed_is_named_and_the_others_are_renewed(encrypt):
+    lost = Fernet.generate_key().decode()
+    encrypt(lost)
     event_id = send("go", {"card": "4242"})
-    encrypt(NEW)
-    with pytest.raises(CommandError, match=f"data of event {event_id}: .* none of the 1 keys"):
+    encrypt(OLD)
+    send("go", {"card": "4343"})
+    encrypt(NEW, OLD)
+    with pytest.raises(CommandError, match=f"data of event {event_id}: .* none of the 2 keys"):
         rotated()
+    encrypt(NEW, lost)  # and the others were renewed
+    assert "events: 1 renewed of 2" in rotated()
+    assert "events: 0 renewed of 2" in rotated()
 
 
 @pytest.fixture
