@@ -40,6 +40,8 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name='Event',
             fields=[
+                ('subject_type', models.ForeignKey(db_constraint=False, db_index=False, help_text='The model of the row that it is about.', null=True, on_delete=django.db.models.deletion.DO_NOTHING, related_name='+', to='contenttypes.contenttype')),
+                ('subject_id', models.CharField(help_text="That row's primary key.", max_length=255, null=True)),
                 ('id', models.UUIDField(editable=False, primary_key=True, serialize=False)),
                 ('arrival', models.BigIntegerField(help_text='Its place in the order of arrival.')),
                 ('mark', models.BigIntegerField(help_text='The routing counter when it was stored.')),
@@ -53,8 +55,6 @@ class Migration(migrations.Migration):
                 ('v', models.CharField(default='', max_length=64)),
                 ('target', models.CharField(default='', help_text="A command's flow or run.", max_length=255)),
                 ('sender', models.UUIDField(help_text='The run that sent it.', null=True)),
-                ('subject_type', models.ForeignKey(db_constraint=False, db_index=False, help_text='The model of the row that it is about.', null=True, on_delete=django.db.models.deletion.DO_NOTHING, related_name='+', to='contenttypes.contenttype')),
-                ('subject_id', models.CharField(help_text="That row's primary key.", max_length=255, null=True)),
                 ('context', models.TextField(db_default='', default='', help_text='JSON text: what middleware has captured.')),
                 ('depth', models.IntegerField(default=0, help_text='How many runs deep it was sent.')),
                 ('routed', models.BigIntegerField(help_text='Its number in the order of routing.', null=True)),
@@ -147,13 +147,13 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name='Run',
             fields=[
+                ('subject_type', models.ForeignKey(db_constraint=False, db_index=False, help_text='The model of the row that it is about.', null=True, on_delete=django.db.models.deletion.DO_NOTHING, related_name='+', to='contenttypes.contenttype')),
+                ('subject_id', models.CharField(help_text="That row's primary key.", max_length=255, null=True)),
                 ('id', models.UUIDField(editable=False, primary_key=True, serialize=False)),
                 ('flow', models.CharField(max_length=255)),
                 ('event', models.ForeignKey(db_constraint=False, help_text='Its trigger.', on_delete=django.db.models.deletion.DO_NOTHING, related_name='runs', to='durable_flows.event')),
                 ('parent', models.ForeignKey(db_constraint=False, db_index=False, help_text='The run that invoked it.', null=True, on_delete=django.db.models.deletion.DO_NOTHING, related_name='children', to='durable_flows.run')),
                 ('origin', models.UUIDField(help_text='The run that it does again.', null=True)),
-                ('subject_type', models.ForeignKey(db_constraint=False, db_index=False, help_text='The model of the row that it is about.', null=True, on_delete=django.db.models.deletion.DO_NOTHING, related_name='+', to='contenttypes.contenttype')),
-                ('subject_id', models.CharField(help_text="That row's primary key.", max_length=255, null=True)),
                 ('awaited', models.BooleanField(db_default=False, default=False, help_text='Somebody is to be told of its end.')),
                 ('state', models.CharField(choices=[('queued', 'queued'), ('started', 'started'), ('completed', 'completed'), ('failed', 'failed'), ('cancelled', 'cancelled')], default='queued', max_length=10)),
                 ('version', models.IntegerField(help_text='Of its flow; 0 if that has none, null until some process knows it.', null=True)),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from django.contrib.contenttypes.models import ContentType
 from django.db import models
 from django.db.models import Q
 
+from durable_flows.models.about import HasSubject
 
-class Event(models.Model):
+
+class Event(HasSubject):
     """Something that happened, or a command. Stored in the sender's transaction, then routed."""
 
     id = models.UUIDField(primary_key=True, editable=False)
@@ -25,16 +26,6 @@ class Event(models.Model):
     v = models.CharField(max_length=64, default="")
     target = models.CharField(max_length=255, default="", help_text="A command's flow or run.")
     sender = models.UUIDField(null=True, help_text="The run that sent it.")
-    subject_type = models.ForeignKey(
-        ContentType,
-        models.DO_NOTHING,
-        null=True,
-        db_constraint=False,
-        db_index=False,
-        related_name="+",
-        help_text="The model of the row that it is about.",
-    )
-    subject_id = models.CharField(max_length=255, null=True, help_text="That row's primary key.")
     context = models.TextField(
         default="", db_default="", help_text="JSON text: what middleware has captured."
     )

@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import ClassVar
 
 from django.contrib.contenttypes.fields import GenericForeignKey
-from django.contrib.contenttypes.models import ContentType
 from django.db import models
 from django.db.models import Q
 
 from durable_flows import querysets
+from durable_flows.models.about import HasSubject
 from durable_flows.models.choices import choices
 from durable_flows.models.events import Event
 from durable_flows.rules.states import DueState, RunState, StepKind, StepState, Verdict
 
 
-class Run(models.Model):
+class Run(HasSubject):
     """One execution of a flow. Written at admission, at its start and at its end only."""
 
     id = models.UUIDField(primary_key=True, editable=False)
@@ -33,16 +33,6 @@ class Run(models.Model):
         help_text="The run that invoked it.",
     )
     origin = models.UUIDField(null=True, help_text="The run that it does again.")
-    subject_type = models.ForeignKey(
-        ContentType,
-        models.DO_NOTHING,
-        null=True,
-        db_constraint=False,
-        db_index=False,
-        related_name="+",
-        help_text="The model of the row that it is about.",
-    )
-    subject_id = models.CharField(max_length=255, null=True, help_text="That row's primary key.")
     subject = GenericForeignKey("subject_type", "subject_id")
     awaited = models.BooleanField(
         default=False, db_default=False, help_text="Somebody is to be told of its end."
