@@ -69,7 +69,10 @@ def test_types_are_shipped() -> None:
 
 def test_what_users_write_is_read_by_two_type_checkers():
     tox = (ROOT / "tox.ini").read_text()
-    assert re.search(r"\[testenv:types\][^\[]*\n    mypy [^\[]*\n    basedpyright\n", tox)
+    assert re.search(
+        r"\[testenv:types\][^\[]*\n    mypy [^\[]*\n    basedpyright --pythonpath {env_python}\n",
+        tox,
+    )
     tools = PROJECT["tool"]
     assert "typing_tests" in tools["mypy"]["files"]
     assert tools["basedpyright"]["include"] == ["typing_tests"]

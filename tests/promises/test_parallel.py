@@ -500,9 +500,9 @@ def test_an_event_reaches_a_branch_though_another_is_still_in_a_step():
     assert played().result[0] is True
 
 
-def rest_is_over(branch: int) -> None:
-    """Come back once the thread of this branch, which only rests, is over."""
-    for thread in threading.enumerate():
+def rest_is_over(branch: int, others: set[threading.Thread]) -> None:
+    """Come back once the thread of this branch, which only rests, is over; others may be of other tests."""
+    for thread in {*threading.enumerate()} - others:
         if thread.name == f"durable-flows-branch-{branch}":
             thread.join(10)
 
@@ -512,10 +512,11 @@ def test_a_wake_up_that_is_noticed_while_its_branch_is_about_to_rest_is_not_lost
     """The slice has taken notice of it when the branch that it is for has read that nothing has come."""
     monkeypatch.setattr(fence, "LOOK", 0.0)
     woken, noticed = threading.Event(), threading.Event()
+    others = set(threading.enumerate())
 
     def busy() -> None:
-        rest_is_over(0)
-        woken.wait(10)
+        rest_is_over(0, others)
+        woken.wait(60)
 
     @flow("gather", on="go")
     def gather(step):
@@ -528,7 +529,7 @@ def test_a_wake_up_that_is_noticed_while_its_branch_is_about_to_rest_is_not_lost
                         send("reply")
                         route()
                     woken.set()
-                    noticed.wait(10)
+                    noticed.wait(60)
             step.run("then", lambda: None)
 
         def working() -> None:
